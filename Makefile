@@ -1,0 +1,64 @@
+# make book    execute the chapters and build the site into _build/html
+# make test    run the package's tests, then every chapter against its recorded outputs
+# make help    the rest
+# Each target first makes .venv and installs the pinned environment into it; a second run installs nothing.
+
+.DEFAULT_GOAL := help
+.PHONY: help book test test-site serve notebooks lock lint clean
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+PORT ?= 8000
+# The uv on the path, or the one that is bootstrapped into .venv.
+UV = $(shell command -v uv || echo $(BIN)/uv)
+export PYTHONHASHSEED := 0
+
+help:
+	@echo "make book       execute the chapters and build the site into _build/html"
+	@echo "make test       package tests, then every chapter against its recorded outputs"
+	@echo "make test-site  build the book, then read every page of it in Chromium"
+	@echo "make serve      build the book and serve it on http://localhost:$(PORT)"
+	@echo "make notebooks  execute the chapters and keep text outputs only, ready for git"
+	@echo "make lint       style checks"
+	@echo "make lock       resolve pyproject.toml into requirements.lock and environment.yml"
+	@echo "make clean      delete what the targets above made, but not data/cache"
+
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"This book needs Python 3.11 or newer, and $(PYTHON) is {sys.version.split()[0]}. Name another: make PYTHON=python3.12 …")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	command -v uv > /dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=.venv $(UV) pip install --quiet --no-config --no-deps --require-hashes -r requirements.lock
+	VIRTUAL_ENV=.venv $(UV) pip install --quiet --no-config --no-deps --editable .
+	touch $@
+
+# Executed chapters are cached by their text alone. What they import or read has to count as well.
+_build/.executed-with: .venv/.installed $(wildcard gradcam_lib/*.py data/records/*/*)
+	rm -rf _build/.jupyter_cache
+	mkdir -p _build && touch $@
+
+book: .venv/.installed _build/.executed-with
+	$(BIN)/jupyter-book build . -W -n --keep-going
+	@echo "The book is built. Open file://$(CURDIR)/_build/html/index.html, or serve it with: make serve"
+
+serve: book
+	$(BIN)/python -m http.server $(PORT) --directory _build/html
+
+test: .venv/.installed
+	$(BIN)/python -m pytest tests --ignore tests/site
+	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:randomly chapters
+
+test-site: book
+	$(BIN)/python -m pytest tests/site
+
+notebooks: .venv/.installed
+	$(BIN)/python chapters/normalise.py --execute
+
+lint: .venv/.installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+lock: .venv/.installed
+	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-package opencv-python-headless --upgrade --quiet -o requirements.lock
+	$(BIN)/python tests/test_environment.py
+
+clean:
+	rm -rf _build .venv .pytest_cache .ruff_cache .hypothesis
