@@ -1,0 +1,23 @@
+"""Convolutional networks from pixels to Grad-CAM: data sets, models, training, maps, and the figures of the book."""
+
+from .cam import Explanation, explain
+from .datasets import load_dataset
+from .images import load_image, overlay
+from .models import build_model, load_model
+from .records import read_record
+from .training import RECIPES, Recipe, predict, train
+
+__all__ = [
+    "RECIPES",
+    "Explanation",
+    "Recipe",
+    "build_model",
+    "explain",
+    "load_dataset",
+    "load_image",
+    "load_model",
+    "overlay",
+    "predict",
+    "read_record",
+    "train",
+]

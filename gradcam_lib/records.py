@@ -1,0 +1,100 @@
+"""What a measured run leaves behind: `run.json`, `history.csv`, and the files that later chapters need.
+
+Every figure in the book that took longer to measure than a chapter may run is read from such a record.
+"""
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+__all__ = ["Record", "describe_machine", "read_record", "records_folder", "write_record"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A measured run.
+
+    run          recipe, seed, data set digest, metrics, versions, hardware, date, wall time in seconds
+    history      one row an epoch; losses in nats, accuracies in [0, 1]
+    test_logits  (N, classes) float16 in the order of the test set, or None where they were not kept
+    """
+
+    name: str
+    run: dict
+    history: pd.DataFrame
+    test_logits: np.ndarray | None = None
+
+
+def records_folder() -> Path:
+    """`data/records` of the checkout, or the copy that an installed package carries."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "data" / "records"
+    return checkout if checkout.is_dir() else package / "_records"
+
+
+def read_record(name: str) -> Record:
+    """The record of a recipe. Raises ValueError where that recipe has not been measured."""
+    folder = records_folder() / name
+    if not (folder / "run.json").is_file():
+        known = sorted(f.parent.name for f in records_folder().glob("*/run.json"))
+        raise ValueError(f"{name!r} has not been measured. Measured are: {', '.join(known) or 'none'}.")
+    logits = folder / "test_logits.npy"
+    return Record(
+        name,
+        json.loads((folder / "run.json").read_text()),
+        pd.read_csv(folder / "history.csv"),
+        np.load(logits) if logits.is_file() else None,
+    )
+
+
+def write_record(folder: Path, run: dict, history: pd.DataFrame, test_logits: np.ndarray | None = None) -> None:
+    """Write a record. `run.json` comes last, so that a folder that has one is whole."""
+    with replacing(folder / "history.csv") as scratch:
+        history.to_csv(scratch, index=False)
+    if test_logits is not None:
+        with replacing(folder / "test_logits.npy") as scratch, open(scratch, "wb") as file:
+            np.save(file, test_logits)
+    with replacing(folder / "run.json") as scratch:
+        scratch.write_text(json.dumps(run, indent=2) + "\n")
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A scratch file that takes the place of `file` at the end: a reader meets the old one or the new one, whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_name(f"{file.name}.partial")
+    try:
+        yield scratch
+        with open(scratch, "rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(scratch, file)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def describe_machine(device: torch.device) -> dict:
+    """Versions and hardware, for a record: what a reader needs to judge a time or to look for a difference."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "torchvision", "numpy")}},
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    try:  # Linux; platform.processor() is empty there
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,232 @@
+"""`explain` against the two equations computed in float64, and what it must leave untouched."""
+
+import pytest
+import torch
+from torch import nn
+
+import gradcam_lib as gc
+from gradcam_lib.models import build_model
+
+
+def grad_cam_float64(model, images, layer, targets):
+    """Equations 1 and 2 written out in float64, each image by itself, without any of the library's machinery.
+
+    The layer's output is copied before anything later can overwrite it, and the gradient is taken by central differences
+    on that copy's mean over space: alpha_k is the derivative of the score with respect to a constant added to map k.
+    """
+    model, eps, maps = model.double(), 1e-6, []
+    module = dict(model.named_modules())[layer]
+    for image, target in zip(images.double(), targets, strict=True):
+
+        def score(offset, image=image, target=target):
+            """The class score with `offset` (B, K, 1, 1) added to the layer's output, and that output (K, h, w)."""
+            seen = []
+
+            def add(module, inputs, output):
+                seen.append(output[0].clone())
+                return output + offset
+
+            handle = module.register_forward_hook(add)
+            with torch.no_grad():
+                logits = model(image.expand(len(offset), *image.shape))
+            handle.remove()
+            return logits[:, target], seen[-1]
+
+        A = score(torch.zeros(1, 1, 1, 1))[1]
+        steps = eps * torch.eye(len(A), dtype=torch.float64)[:, :, None, None]
+        alpha = (score(steps)[0] - score(-steps)[0]) / (2 * eps) / A[0].numel()
+        maps.append((alpha[:, None, None] * A).sum(0))
+    model.float()
+    return torch.stack(maps)
+
+
+class InPlace(nn.Module):
+    """A batch norm followed by an in-place ReLU, as in torchvision's ResNet: the trap that overwrites activations."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.bn = nn.BatchNorm2d(6)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.head(self.pool(self.relu(self.bn(self.conv(x)))).flatten(1))
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return build_model("report-cnn")
+
+
+@pytest.fixture
+def images():
+    return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def relative_error(got, expected):
+    return ((got - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("layer", ["features.conv1", "features.relu2", "features.conv3", "features.relu3"])
+def test_grad_cam_is_its_definition(net, images, layer):
+    got = gc.explain(net, images, layer=layer, targets=[3, 1, 9]).signed
+    assert relative_error(got, grad_cam_float64(net.eval(), images, layer, [3, 1, 9])) < 1e-5
+
+
+@pytest.mark.parametrize("layer", ["conv", "bn", "relu"])
+def test_an_in_place_operation_after_the_layer_spoils_nothing(images, layer):
+    torch.manual_seed(0)
+    net = InPlace()
+    got = gc.explain(net, images, layer=layer, targets=[0, 1, 2]).signed
+    assert relative_error(got, grad_cam_float64(net.eval(), images, layer, [0, 1, 2])) < 1e-5
+
+
+def test_the_map_is_the_relu_of_the_signed_map(net, images):
+    result = gc.explain(net, images)
+    assert (result.signed < 0).any()
+    assert torch.equal(result.maps, result.signed.relu())
+
+
+def test_a_batch_gives_what_its_images_give_one_by_one(net, images):
+    together = gc.explain(net, images, targets=5).signed
+    alone = torch.cat([gc.explain(net, image[None], targets=5).signed for image in images])
+    assert relative_error(together, alone) < 1e-5
+
+
+def test_without_a_layer_the_last_feature_maps_before_a_pooling_are_taken(net, images):
+    result = gc.explain(net, images)
+    assert result.layer == "features.relu3"
+    assert result.maps.shape == (3, 8, 8)
+    torchvision_models = pytest.importorskip("torchvision.models")
+    picture = torch.rand(1, 3, 64, 64)
+    assert gc.explain(torchvision_models.vgg16_bn(), picture).layer == "features.42"  # the layer that the report hooks
+    assert gc.explain(torchvision_models.resnet18(), picture).layer == "layer4"
+    assert gc.explain(torchvision_models.densenet121(), picture).layer == "features"
+
+
+def test_every_form_of_target_means_the_same_class(net, images):
+    net.classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    expected = gc.explain(net, images, targets=[3, 3, 3]).signed
+    for targets in (3, "cat", ["cat", 3, "cat"], torch.tensor([3, 3, 3])):
+        assert torch.equal(gc.explain(net, images, targets=targets).signed, expected)
+    predicted = gc.explain(net, images)
+    assert torch.equal(predicted.targets, predicted.logits.argmax(1))
+
+
+def state_of(model):
+    return (
+        [m.training for m in model.modules()],
+        [p.requires_grad for p in model.parameters()],
+        [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        [len(m._forward_hooks) + len(m._backward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+        {name: t.clone() for name, t in model.state_dict().items()},
+    )
+
+
+def same(a, b):
+    return all(
+        torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+        for before, after in zip(a, b, strict=True)
+        for x, y in zip(*(v.values() if isinstance(v, dict) else v for v in (before, after)), strict=True)
+    )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_left_as_it_was(images, fails):
+    torch.manual_seed(0)
+    net = InPlace()
+    net.train()
+    net.relu.eval()  # a module whose mode differs from the others' keeps its own
+    net.conv.weight.requires_grad_(False)
+    net(images).sum().backward()
+    before = state_of(net)
+    if fails:
+        handle = net.head.register_forward_pre_hook(lambda module, inputs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            gc.explain(net, images)
+        handle.remove()
+    else:
+        gc.explain(net, images)
+    assert same(state_of(net), before)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_it_works_where_gradients_are_switched_off(net, images, context, frozen):
+    expected = gc.explain(net, images, targets=2).signed
+    net.requires_grad_(not frozen)
+    with context():
+        result = gc.explain(net, images + 0, targets=2)  # + 0: under inference_mode, an inference tensor
+    assert torch.equal(result.signed, expected)
+    assert not result.maps.requires_grad
+
+
+def test_heatmaps_have_the_images_size_and_a_stated_scale(net, images):
+    result = gc.explain(net, images, targets=[3, 8, 3])
+    heat = result.heatmaps()
+    assert heat.shape == (3, 32, 32)
+    assert heat.min() >= 0
+    assert torch.allclose(heat.amax((1, 2)), torch.ones(3))
+    batch = result.heatmaps(normalize="batch")
+    assert batch.max() == 1
+    assert torch.allclose(batch / batch.amax((1, 2), keepdim=True), heat)
+    raw = result.heatmaps(normalize=None)
+    assert torch.allclose(raw / raw.amax(), batch)
+
+
+def test_a_map_that_is_zero_everywhere_is_said_to_be():
+    net = InPlace()
+    with torch.no_grad():
+        net.head.weight.copy_(-net.head.weight.abs())  # every feature map counts against every class
+    result = gc.explain(net, torch.rand(2, 3, 16, 16), layer="relu")
+    with pytest.warns(UserWarning, match=r"images \[0, 1\] are zero everywhere"):
+        assert (result.heatmaps() == 0).all()
+
+
+def test_a_map_that_is_constant_and_positive_stays_visible():
+    net = InPlace()
+    with torch.no_grad():
+        net.conv.weight.zero_()
+        net.conv.bias.fill_(1)
+        net.head.weight.fill_(1)
+    heat = gc.explain(net, torch.rand(2, 3, 8, 8), layer="relu").heatmaps()
+    assert torch.allclose(heat, torch.ones(2, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layer": "features.conv4"}, r"no layer 'features.conv4'. Did you mean: .*features.conv3"),
+        ({"layer": nn.ReLU()}, "not a layer of the model"),
+        ({"layer": "classifier.dense1"}, r"gives \(3, 128\), not feature maps"),
+        ({"targets": 10}, "Class 10 does not exist: the model has 10 classes, 0 to 9"),
+        ({"targets": -1}, "Class -1 does not exist"),
+        ({"targets": [1, 2]}, "2 targets for 3 images"),
+        ({"targets": "cat"}, "Set model.classes"),
+        ({"method": "gradcam"}, "no method 'gradcam'. Did you mean: grad-cam"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_sentence(net, images, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        gc.explain(net, images, **arguments)
+
+
+def test_images_of_the_wrong_shape_or_type_are_refused(net, images):
+    with pytest.raises(ValueError, match=r"pass image\[None\]"):
+        gc.explain(net, images[0])
+    with pytest.raises(ValueError, match="uint8"):
+        gc.explain(net, (images * 255).byte())
+    net.classes = ("cat", "dog")
+    with pytest.raises(ValueError, match="no class 'dgo'. Did you mean: dog"):
+        gc.explain(net, images, targets="dgo")
+
+
+def test_a_layer_that_is_never_run_and_a_model_without_maps_are_refused(net, images):
+    net.spare = nn.Conv2d(3, 3, 1)
+    with pytest.raises(ValueError, match="'spare' is never run"):
+        gc.explain(net, images, layer="spare")
+    with pytest.raises(ValueError, match="Name a layer"):
+        gc.explain(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), images)

