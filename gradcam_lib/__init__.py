@@ -1,7 +1,7 @@
 """Convolutional networks from pixels to Grad-CAM: data sets, models, training, maps, and the figures of the book."""
 
 from .cam import Explanation, explain
-from .datasets import load_dataset
+from .datasets import at_hand, load_dataset
 from .images import load_image, overlay
 from .models import build_model, load_model
 from .records import read_record
@@ -11,6 +11,7 @@ __all__ = [
     "RECIPES",
     "Explanation",
     "Recipe",
+    "at_hand",
     "build_model",
     "explain",
     "load_dataset",

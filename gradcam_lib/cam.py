@@ -55,8 +55,8 @@ class Explanation:
     def heatmaps(self, normalize: str | None = "image") -> torch.Tensor:
         """The maps at the images' resolution, (N, H, W), enlarged bilinearly with pixel centres kept in place.
 
-        normalize  "image" divides each map by its own largest value, "batch" all by the largest of all, None by nothing.
-                   The first two give values in [0, 1]; zero stays zero.
+        normalize  "image" divides each map by its own largest value, "batch" all by the largest of all, None
+                   by nothing. The first two give values in [0, 1]; zero stays zero.
 
         Warns of maps that are zero everywhere, which no normalisation can make visible.
         """
@@ -91,8 +91,8 @@ def explain(
     images   (N, C, H, W) float, prepared as the model expects them, on the model's device
     layer    a module of the model or its dotted name; None takes the last one whose output still has a height and a
              width and is not a pooling's
-    targets  the class to explain: an int or a class name for all images, or one for each; None takes the predicted ones.
-             Names are looked up in `model.classes`.
+    targets  the class to explain: an int or a class name for all images, or one for each; None takes the predicted
+             ones. Names are looked up in `model.classes`.
     method   a name in `METHODS`
 
     Raises ValueError for images, a layer, targets or a method that do not fit; the message says what would.

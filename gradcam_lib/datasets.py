@@ -2,8 +2,8 @@
 
 Small sets (CIFAR-10, CIFAR-100, shapes) are stored once as a memory-mapped array; Caltech-101 and Caltech-256 stay the
 folders of JPEG files that they are. A set is looked for in the folder that the environment variable `GRADCAM_DATA`
-names, then in the project's own cache, and is otherwise fetched from the first of its sources that answers. Whatever the
-source, the pixels are held against one digest, and a set appears under its name only when it is whole.
+names, then in the project's own cache, and is otherwise fetched from the first of its sources that answers. Whatever
+the source, the pixels are held against one digest, and a set appears under its name only when it is whole.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from . import shapes
 
-__all__ = ["DATASETS", "ArrayDataset", "DatasetError", "DatasetInfo", "Splits", "load_dataset"]
+__all__ = ["DATASETS", "ArrayDataset", "DatasetError", "DatasetInfo", "Splits", "at_hand", "load_dataset"]
 
 
 class DatasetError(RuntimeError):
@@ -158,7 +158,8 @@ class ArrayDataset(torchvision.datasets.VisionDataset):
     classes  the name of each class
     masks    (N, H, W) bool, the pixels of each object, or None where the data set has none
 
-    `dataset[i]` is `(transform(PIL image), int)`; without a transform, a (3, H, W) float tensor in [0, 1] and the label.
+    `dataset[i]` is `(transform(PIL image), label)`; without a transform, a (3, H, W) float tensor in [0, 1] and the
+    label as an int.
     """
 
     def __init__(self, data, targets, classes, masks=None, transform=None):
@@ -212,16 +213,14 @@ def load_dataset(name: str, *, transform: Callable | None = None, seed: int = 0)
     """A named data set, fetched and verified on first use, with its splits.
 
     name       "cifar10", "cifar100", "caltech101", "caltech256", "shapes" (32 pixels) or "shapes64"
-    transform  from PIL image to whatever the caller needs. Without one, CIFAR and shapes give (3, H, W) float tensors in
-               [0, 1], and the Caltech sets, whose pictures differ in size, give RGB PIL images.
+    transform  from PIL image to whatever the caller needs. Without one, CIFAR and shapes give (3, H, W) float tensors
+               in [0, 1], and the Caltech sets, whose pictures differ in size, give RGB PIL images.
     seed       of the split, which is stratified. Caltech: 70 % / 15 % / 15 % of each class for training, validation and
                testing. The others: their own test images (CIFAR 10,000, shapes 2,000), and of the rest 85 % / 15 %.
 
     Raises DatasetError where the set cannot be had or is damaged, ValueError for a name that does not exist.
     """
-    if name not in DATASETS:
-        raise ValueError(f"There is no data set {name!r}. Choose one of: {', '.join(DATASETS)}.")
-    info = DATASETS[name]
+    info = _info(name)
     folder = _prepared(info)
     about = _about(info, folder)
     if name in CALTECH:
@@ -250,6 +249,28 @@ def stratified_split(targets: np.ndarray, shares: Iterable[float], seed: int) ->
     return [np.sort(np.concatenate(part)) for part in parts]
 
 
+def _info(name: str) -> DatasetInfo:
+    if name not in DATASETS:
+        raise ValueError(f"There is no data set {name!r}. Choose one of: {', '.join(DATASETS)}.")
+    return DATASETS[name]
+
+
+def at_hand(name: str) -> bool:
+    """Whether `load_dataset(name)` would download nothing: the set is stored, or lies in the folder GRADCAM_DATA names.
+
+    Raises ValueError for a name that does not exist.
+    """
+    info, user = _info(name), _user_folder()
+    if not info.archive or _stored(info, user):
+        return True
+    if name in CIFAR:
+        files = [info.archive, CIFAR[name].base_folder] + [CIFAR10_NPM_FILE] * (name == "cifar10")
+    else:
+        folder = _object_categories(info)
+        files = [info.archive, f"{info.archive}.gz", folder, f"{name}/{folder}"]
+    return user is not None and any((user / file).exists() for file in files)
+
+
 # --- from a source to a stored set ---
 
 
@@ -272,12 +293,17 @@ def _user_folder() -> Path | None:
     return folder
 
 
+def _stored(info: DatasetInfo, user: Path | None) -> Path | None:
+    """The folder that holds the set as this module stores it, in GRADCAM_DATA or in the cache."""
+    places = [place / info.name for place in (user, data_cache()) if place]
+    return next((place for place in places if (place / "about.json").is_file()), None)
+
+
 def _prepared(info: DatasetInfo) -> Path:
     """The folder that holds the stored set: in GRADCAM_DATA, in the cache, or made there now."""
     user = _user_folder()
-    for place in (user, data_cache()):
-        if place and (place / info.name).is_dir() and (place / info.name / "about.json").is_file():
-            return place / info.name
+    if found := _stored(info, user):
+        return found
     folder = data_cache() / info.name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # a second process waits here, then finds the set made

@@ -60,7 +60,7 @@ UPRIGHT = {
 }
 
 COLORMAPS = {name[9:].lower(): getattr(cv2, name) for name in dir(cv2) if name.startswith("COLORMAP_")}
-ROUNDING = 1e-3  # how far outside [0, 1] a value may lie: a quarter of one of the 255 steps
+ROUNDING = 1e-3  # how far outside [0, 1] a value may lie: a quarter of one of the 255 steps, lost in rounding to them
 
 
 class ImageError(ValueError):
@@ -244,4 +244,4 @@ def _in_unit_range(x, what, remedy):
         raise ValueError(f"the {what} holds NaN or infinity: look for a division by zero where it was made")
     if x.min() < -ROUNDING or x.max() > 1 + ROUNDING:
         raise ValueError(f"the {what} runs from {x.min():.3g} to {x.max():.3g}, not within [0, 1]: {remedy}")
-    return x.astype(np.float32).clip(0, 1)
+    return x.astype(np.float32)

@@ -1,7 +1,7 @@
 """The named architectures, and the weights trained for them.
 
-A weight file is self-describing: its header names the architecture, the classes and the data set, so that a file alone is
-enough to rebuild the model. Weights are safetensors; nothing is ever unpickled.
+A weight file describes itself: its header names the architecture and the classes, so that the file alone is enough to
+rebuild the model. Weights are safetensors; nothing is ever unpickled.
 """
 
 import json

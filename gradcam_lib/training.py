@@ -88,8 +88,8 @@ def train(
 ) -> Run:
     """Train a recipe.
 
-    out       the folder for the record. While the run lasts it holds a checkpoint, from which a run that was interrupted
-              goes on: on the CPU, with the same number of threads, to the same weights bit for bit.
+    out       the folder for the record. While the run lasts it holds a checkpoint, from which a run that was
+              interrupted goes on: on the CPU, with the same number of threads, to the same weights bit for bit.
     data      the data set, where it is at hand already; otherwise the recipe's is loaded
     device    "cpu", "cuda" or "mps"; None takes the fastest there is
     progress  show a bar with the loss and the accuracy so far
@@ -106,8 +106,9 @@ def train(
 
     checkpoint = Path(out) / "checkpoint.safetensors" if out else None
     history, kept = _resume(checkpoint, recipe, model, optimizer) if checkpoint else ([], None)
-    bar = tqdm(total=recipe.epochs, initial=len(history), unit="epoch", desc=recipe.name, disable=not progress)
-    with bar:
+    steps = -(-len(training_set) // recipe.batch_size)  # in an epoch
+    done, total = len(history) * steps, recipe.epochs * steps
+    with tqdm(total=total, initial=done, unit=" steps", desc=recipe.name, disable=not progress) as bar:
         while len(history) < recipe.epochs and not _stops(history, recipe.patience):
             started, epoch = time.perf_counter(), len(history) + 1
             row = {"epoch": epoch, **_train_epoch(model, optimizer, training_set, recipe, epoch, device, bar)}
@@ -118,7 +119,6 @@ def train(
                 kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             if checkpoint:
                 _write_checkpoint(checkpoint, recipe, model, optimizer, history, kept)
-            bar.update()
 
     model.load_state_dict(kept)
     model = round_to_half(model).eval()
@@ -145,8 +145,8 @@ def _train_epoch(model, optimizer, training_set: ArrayDataset, recipe: Recipe, e
         seen += len(y)
         total_loss += loss.item() * len(y)
         correct += (logits.argmax(1) == y).sum().item()
-        bar.set_postfix_str(f"loss {total_loss / seen:.3f}, accuracy {correct / seen:.3f}", refresh=False)
-        bar.update(0)  # redraws at most ten times a second
+        bar.set_postfix_str(f"epoch {epoch}: {total_loss / seen:.3f} nats, {correct / seen:.1%}", refresh=False)
+        bar.update()
     return {"train_loss": total_loss / seen, "train_accuracy": correct / seen}
 
 

@@ -11,8 +11,8 @@ from gradcam_lib.models import build_model
 def grad_cam_float64(model, images, layer, targets):
     """Equations 1 and 2 written out in float64, each image by itself, without any of the library's machinery.
 
-    The layer's output is copied before anything later can overwrite it, and the gradient is taken by central differences
-    on that copy's mean over space: alpha_k is the derivative of the score with respect to a constant added to map k.
+    The layer's output is copied before anything later can overwrite it. The gradient is taken by central differences:
+    alpha_k is the derivative of the score with respect to a constant added to map k, divided by the number of places.
     """
     model, eps, maps = model.double(), 1e-6, []
     module = dict(model.named_modules())[layer]

@@ -388,3 +388,16 @@ def test_a_caltech256_with_a_picture_missing_is_refused(caltech, monkeypatch):
     monkeypatch.setitem(DATASETS, "caltech256", replace(DATASETS["caltech256"], images=257 * 7 + 1))
     with pytest.raises(DatasetError, match="1,799 pictures in 257 classes, not 1,800 in 257"):
         gc.load_dataset("caltech256")
+
+
+def test_at_hand_means_that_nothing_would_be_downloaded(caltech, cache, tmp_path, monkeypatch):
+    assert not gc.at_hand("caltech256")
+    assert gc.at_hand("shapes")
+    caltech()
+    assert gc.at_hand("caltech256")
+    assert not gc.at_hand("caltech101")
+    gc.load_dataset("caltech256")
+    monkeypatch.delenv("GRADCAM_DATA")
+    assert gc.at_hand("caltech256")
+    with pytest.raises(ValueError, match="no data set 'caltech'"):
+        gc.at_hand("caltech")

@@ -26,6 +26,8 @@ from PIL import Image, ImageFile, PngImagePlugin
 from gradcam_lib import images
 from gradcam_lib.images import FORMATS, ImageError, load_image, overlay, to_uint8
 
+unhurried = settings(deadline=None)  # the machines that run the tests are shared
+
 H, W = 24, 40
 y, x = np.mgrid[:H, :W]
 PICTURE = np.dstack([6 * x, 10 * y, 255 - 3 * (x + y)]).astype(np.uint8)  # no two of its eight turns are alike
@@ -520,7 +522,7 @@ def test_text_that_inflates_is_not_inflated():
 
 
 @given(data=st.data(), format=st.sampled_from(sorted(FORMATS)))
-@settings(max_examples=400, deadline=None)
+@settings(unhurried, max_examples=400)
 def test_damage_gives_a_picture_or_an_image_error(data, format):
     content = bytearray(sample(format))
     # Half of the damage to the ends, where headers and directories are.
@@ -534,7 +536,7 @@ def test_damage_gives_a_picture_or_an_image_error(data, format):
     st.sampled_from([b"", b"BM", b"GIF89a", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"RIFFabcdWEBPVP8 "]),
     st.binary(max_size=300),
 )
-@settings(max_examples=200, deadline=None)
+@settings(unhurried, max_examples=200)
 def test_noise_gives_a_picture_or_an_image_error(signature, noise):
     picture_or_error(signature + noise)
 
@@ -572,6 +574,7 @@ def inferno(v):
 
 
 @given(pictures(), st.sampled_from([np.float16, np.float32, np.float64]))
+@unhurried
 def test_a_float_picture_is_its_uint8_picture(picture, dtype):
     image = np.moveaxis(picture, 2, 0).astype(dtype) / dtype(255)
     for form in (
@@ -598,6 +601,7 @@ def test_a_picture_and_a_map_on_a_gpu():
 
 
 @given(pictures(), heatmaps(), st.sampled_from(sorted(images.COLORMAPS)))
+@unhurried
 def test_at_opacity_0_the_picture_is_seen_exactly(picture, heatmap, colormap):
     before = picture.copy(), heatmap.copy()
     np.testing.assert_array_equal(overlay(picture, heatmap, opacity=0, colormap=colormap), picture)
@@ -606,6 +610,7 @@ def test_at_opacity_0_the_picture_is_seen_exactly(picture, heatmap, colormap):
 
 
 @given(st.data(), pictures())
+@unhurried
 def test_at_opacity_1_the_coloured_map_is_seen_exactly(data, picture):
     heatmap = data.draw(heatmaps(picture.shape[:2]))
     got = overlay(picture, heatmap, opacity=1)
@@ -614,6 +619,7 @@ def test_at_opacity_1_the_coloured_map_is_seen_exactly(data, picture):
 
 
 @given(pictures(), heatmaps(), st.floats(0, 1))
+@unhurried
 def test_between_them_the_two_are_mixed(picture, heatmap, opacity):
     colours = overlay(picture, heatmap, opacity=1).astype(np.float64)
     expected = opacity * colours + (1 - opacity) * picture
@@ -621,6 +627,7 @@ def test_between_them_the_two_are_mixed(picture, heatmap, opacity):
 
 
 @given(heatmaps(), SIDES, SIDES)
+@unhurried
 def test_a_map_of_another_size_is_interpolated_between_pixel_centres(heatmap, height, width):
     got = overlay(np.zeros((height, width, 3), np.uint8), heatmap, opacity=1)
     resized = torch.nn.functional.interpolate(

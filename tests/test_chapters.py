@@ -1,0 +1,81 @@
+"""What every chapter must be before it is executed: clean in git, ready for Colab, described in words."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
+REPOSITORY = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]  # the one place where it stands
+
+every_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+
+SETUP = f"""\
+# On Google Colab: fetch the book and install its package; torch stays as Colab has it. Elsewhere: nothing.
+import sys
+
+if "google.colab" in sys.modules:
+    !git clone --quiet --depth 1 {REPOSITORY} /content/gradcam-book
+    %pip install --quiet /content/gradcam-book
+    %cd /content/gradcam-book/chapters"""
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def test_the_table_of_contents_names_every_chapter():
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    named = re.findall(r"chapters/([\w-]+)", str(contents))
+    assert {path.stem for path in CHAPTERS} <= set(named)
+
+
+@every_chapter
+def test_its_first_cell_makes_colab_ready(path):
+    first = code_cells(path)[0]
+    assert first.source == SETUP
+    assert not first.outputs
+
+
+def test_the_repositorys_address_stands_nowhere_else():
+    for path in [ROOT / "README.md", *(ROOT / "gradcam_lib").glob("*.py"), *(ROOT / "chapters").glob("*.md")]:
+        assert REPOSITORY not in path.read_text(), f"{path.name} names the repository's address"
+    for path in CHAPTERS:
+        assert path.read_text().count(REPOSITORY) == 1
+
+
+@every_chapter
+def test_it_is_kept_in_its_normal_form(path):
+    spec = importlib.util.spec_from_file_location("normalise", ROOT / "chapters" / "normalise.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    notebook = nbformat.read(path, as_version=4)
+    normal = nbformat.writes(module.normalise(notebook)) + "\n"
+    assert path.read_text() == normal, "run `make notebooks` before you commit"
+    nbformat.validate(notebook)
+
+
+@every_chapter
+def test_every_figure_has_a_caption_and_an_alternative_text(path):
+    names = []
+    for cell in code_cells(path):
+        draws = any("Figure size" in str(output.get("data")) for output in cell.outputs)
+        about = cell.metadata.get("mystnb", {})
+        assert draws == ("figure" in about), f"drawn without a caption, or captioned without a figure: {cell.source}"
+        if draws:
+            assert len(about["image"]["alt"]) > 60, f"say what the figure shows: {cell.source}"
+            assert about["figure"]["caption"].endswith(".")
+            names.append(about["figure"]["name"])
+    assert len(names) == len(set(names))
+
+
+@every_chapter
+def test_its_outputs_hold_no_error_and_no_path_of_one_machine(path):
+    for cell in code_cells(path):
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert not re.search(r"/(home|root|Users|tmp)/", str(output)), cell.source

@@ -1,0 +1,206 @@
+"""Training: what a recipe decides, when it stops, and that a killed run goes on to the same weights bit for bit."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
+
+import gradcam_lib as gc
+from gradcam_lib import records, training
+from gradcam_lib.datasets import DATASETS, ArrayDataset, Splits
+from gradcam_lib.models import build_model
+from gradcam_lib.records import read_record
+from gradcam_lib.training import Recipe, measure
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    """Three classes that differ in the place of a bright square: learnable in a few steps, and drawn in no time."""
+
+    def part(count, seed):
+        rng = np.random.default_rng(seed)
+        targets = rng.integers(0, 3, count)
+        images = rng.integers(0, 120, (count, 32, 32, 3), dtype=np.uint8)
+        for image, c in zip(images, targets, strict=True):
+            image[8:24, 10 * c + 2 : 10 * c + 10] += 130
+        return ArrayDataset(images, targets, ("left", "middle", "right"))
+
+    return Splits(DATASETS["shapes"], part(200, 0), part(60, 1), part(60, 2), ("left", "middle", "right"), "0" * 64)
+
+
+TINY = Recipe(name="tiny", dataset="blobs", model="report-cnn", batch_size=32, epochs=4)
+
+
+def same_weights(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_a_recipe_learns_and_is_repeatable(blobs):
+    run = gc.train(replace(TINY, epochs=6), data=blobs, progress=False)
+    assert measure(gc.predict(run.model, blobs.test), blobs.test.targets)[1] > 0.9
+    again = gc.train(replace(TINY, epochs=6), data=blobs, progress=False)
+    assert same_weights(run.model, again.model)
+    other = gc.train(replace(TINY, epochs=6, seed=1), data=blobs, progress=False)
+    assert not same_weights(run.model, other.model)
+
+
+def test_an_epoch_is_adam_on_the_mean_cross_entropy_of_shuffled_batches(blobs):
+    """The loop against the same steps written out, dropout included."""
+    recipe = replace(TINY, epochs=1)
+    run = gc.train(recipe, data=blobs, progress=False)
+    torch.manual_seed(recipe.seed)
+    model = build_model("report-cnn", 3).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    torch.manual_seed(1_000_000 * recipe.seed + 1)
+    losses = []
+    for batch in torch.randperm(200).split(32):
+        x = torch.stack([blobs.train[int(i)][0] for i in batch]).to(memory_format=torch.channels_last)
+        loss = cross_entropy(model(x), torch.from_numpy(blobs.train.targets[batch]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses += [loss.item()] * len(batch)
+    assert run.history["train_loss"][0] == pytest.approx(np.mean(losses), rel=1e-5)
+    for got, expected in zip(run.model.parameters(), model.parameters(), strict=True):
+        assert torch.allclose(got, expected, atol=1e-3)  # the run's weights are rounded to half precision
+
+
+def test_early_stopping_keeps_the_best_epoch(monkeypatch, blobs, tmp_path):
+    accuracies = iter([0.5, 0.7, 0.6, 0.7, 0.65, 0.9])
+    weights = []
+
+    def scripted(logits, targets):
+        return 1.0, next(accuracies)
+
+    monkeypatch.setattr(training, "measure", scripted)
+    original = training._train_epoch
+
+    def spying(model, *rest):
+        row = original(model, *rest)
+        weights.append({name: t.clone() for name, t in model.state_dict().items()})
+        return row
+
+    monkeypatch.setattr(training, "_train_epoch", spying)
+    run = gc.train(replace(TINY, epochs=10, patience=3), data=blobs, progress=False)
+    assert run.history["validation_accuracy"].tolist() == [0.5, 0.7, 0.6, 0.7, 0.65]  # three without a better one
+    kept = run.model.state_dict()
+    assert all(torch.equal(kept[name], t.half().float()) for name, t in weights[1].items())  # the first of two equals
+
+
+def test_the_record_holds_what_can_be_measured_again_from_its_own_files(blobs, tmp_path, monkeypatch):
+    out = tmp_path / "tiny"
+    run = gc.train(TINY, out=out, data=blobs, progress=False)
+    monkeypatch.setattr(records, "records_folder", lambda: tmp_path)
+    record = read_record("tiny")
+    assert record.run == json.loads(json.dumps(run.record))
+    files = ["history.csv", "run.json", "test_logits.npy", "weights.safetensors"]
+    assert sorted(f.name for f in out.iterdir()) == files
+    pd.testing.assert_frame_equal(record.history, run.history)
+    model = gc.load_model(out / "weights.safetensors")
+    assert model.classes == ("left", "middle", "right")
+    for part in ("train", "validation", "test"):
+        images = getattr(blobs, part)
+        loss, accuracy = measure(gc.predict(model, images), images.targets)
+        assert record.run["metrics"][f"{part}_accuracy"] == pytest.approx(accuracy)
+        assert record.run["metrics"][f"{part}_loss"] == pytest.approx(loss, abs=1e-3)  # half-precision logits
+    assert torch.allclose(torch.from_numpy(record.test_logits).float(), gc.predict(model, blobs.test), atol=0.01)
+
+
+def test_measure_is_the_mean_negative_log_probability_and_the_share_of_hits():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 1.0]])
+    loss, accuracy = measure(logits, np.array([0, 1, 1]))
+    p = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
+    assert loss == pytest.approx(-np.log([p[0, 0], p[1, 1], p[2, 1]]).mean(), rel=1e-6)
+    assert accuracy == pytest.approx(2 / 3)
+
+
+fork = multiprocessing.get_context("fork")
+
+
+def train_in_child(blobs, out):
+    torch.set_num_threads(1)  # a forked child may not use its parent's OpenMP threads
+    gc.train(replace(TINY, epochs=5), out=out, data=blobs, progress=False)
+
+
+def run_child(blobs, out, kill_after=None):
+    child = fork.Process(target=train_in_child, args=(blobs, out))
+    child.start()
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    return child.exitcode
+
+
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(blobs, tmp_path):
+    """Killed after each of many random times, then run to its end: the files must equal those of an unbroken run."""
+    began = time.monotonic()
+    assert run_child(blobs, tmp_path / "whole") == 0
+    whole = time.monotonic() - began
+    rng = np.random.default_rng(0)
+    resumed_at = set()
+    for _ in range(8):
+        run_child(blobs, tmp_path / "broken", kill_after=rng.uniform(0.1, 0.6) * whole)
+        checkpoint = tmp_path / "broken" / "checkpoint.safetensors"
+        if checkpoint.exists():
+            with safe_open(checkpoint, framework="pt") as stored:
+                resumed_at.add(len(json.loads(stored.metadata()["history"])))
+    assert run_child(blobs, tmp_path / "broken") == 0
+    assert resumed_at, "every kill came before the first checkpoint"
+    unbroken, broken = (load_file(tmp_path / run / "weights.safetensors") for run in ("whole", "broken"))
+    assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken)
+    histories = [pd.read_csv(tmp_path / run / "history.csv").drop(columns="seconds") for run in ("whole", "broken")]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+
+
+def test_the_checkpoint_of_another_recipe_is_refused(blobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_write_record", lambda *a: 1 / 0)  # stops with the checkpoint in place
+    with pytest.raises(ZeroDivisionError):
+        gc.train(TINY, out=tmp_path, data=blobs, progress=False)
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors belongs to another recipe\. Delete it"):
+        gc.train(replace(TINY, lr=0.1), out=tmp_path, data=blobs, progress=False)
+
+
+# --- the recorded runs ---
+
+
+@pytest.mark.parametrize("name", ["cifar10-report", "cifar10-report-50"])
+def test_a_committed_record_agrees_with_its_weights_on_the_real_test_set(name):
+    record, model, cifar = read_record(name), gc.load_model(name), gc.load_dataset("cifar10")
+    assert record.run["dataset_sha256"] == cifar.sha256
+    assert Recipe(**record.run["recipe"]) == gc.RECIPES[name]
+    assert len(record.history) == record.run["epochs_run"]
+    assert model.classes == cifar.classes
+    loss, accuracy = measure(torch.from_numpy(record.test_logits).float(), cifar.test.targets)
+    assert record.run["metrics"]["test_accuracy"] == pytest.approx(accuracy, abs=1e-9)
+    assert record.run["metrics"]["test_loss"] == pytest.approx(loss, rel=1e-5)
+    # Weights as shipped, run here: the same logits to what half precision holds, on any machine.
+    first = cifar.test.take(slice(0, 500))
+    assert np.abs(gc.predict(model, first).numpy() - record.test_logits[:500]).max() < 0.05
+
+
+def test_what_has_not_been_measured_is_said_to_be_so():
+    with pytest.raises(ValueError, match="'cifar10-fastest' has not been measured. Measured are: .*cifar10-report"):
+        read_record("cifar10-fastest")
+    with pytest.raises(ValueError, match="no trained weights named 'cifar10-fastest'. There are: .*cifar10-report"):
+        gc.load_model("cifar10-fastest")
+    with pytest.raises(ValueError, match="no architecture 'vgg'. Choose one of: report-cnn"):
+        build_model("vgg")
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path):
+    (tmp_path / "text.safetensors").write_text("not a model")
+    with pytest.raises(ValueError, match="text.safetensors holds no model of this library"):
+        gc.load_model(tmp_path / "text.safetensors")
+    with pytest.raises(ValueError, match=r"gone\.safetensors holds no model"):
+        gc.load_model(tmp_path / "gone.safetensors")
