@@ -1,5 +1,7 @@
 """Every figure of the book, one function each. Each returns a matplotlib figure; a notebook shows it."""
 
+from contextlib import contextmanager
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -31,6 +33,18 @@ STYLE = {
 }
 
 
+@contextmanager
+def _style():
+    # Not plt.rc_context: it undoes all settings, and with them those that a notebook makes when its first figure is
+    # drawn; no later figure would be shown.
+    before = {name: plt.rcParams[name] for name in STYLE}
+    plt.rcParams.update(STYLE)
+    try:
+        yield
+    finally:
+        plt.rcParams.update(before)
+
+
 def image_grid(images, titles=None, *, columns=10, size=1.0, row_labels=None):
     """Pictures in rows and columns.
 
@@ -40,7 +54,7 @@ def image_grid(images, titles=None, *, columns=10, size=1.0, row_labels=None):
     size        of one picture, in inches
     """
     rows = -(-len(images) // columns)
-    with plt.rc_context(STYLE):
+    with _style():
         figure, axes = plt.subplots(
             rows, columns, figsize=(columns * size, rows * (size + 0.22 * bool(titles))), squeeze=False
         )
@@ -61,7 +75,7 @@ def class_counts(counts, names):
 
     counts  {part: (classes,) int}
     """
-    with plt.rc_context(STYLE):
+    with _style():
         figure, axis = plt.subplots(figsize=(6.5, 3.4))
         left = np.zeros(len(names))
         for (part, values), colour in zip(counts.items(), (BLUE, ORANGE, GREY), strict=False):
@@ -81,7 +95,7 @@ def channel_histograms(images, means, stds):
     images       (N, H, W, 3) uint8
     means, stds  (3,) in [0, 1]
     """
-    with plt.rc_context(STYLE):
+    with _style():
         figure, axes = plt.subplots(1, 3, figsize=(8.5, 2.5), sharey=True)
         for c, (axis, (name, colour)) in enumerate(zip(axes, CHANNELS.items(), strict=True)):
             share = np.bincount(images[..., c].ravel(), minlength=256) / images[..., c].size
@@ -102,7 +116,7 @@ def training_curves(histories, *, references=None, kept=None):
     references  {label: accuracy in [0, 1]}, drawn as horizontal lines
     kept        {name: epoch whose weights were kept}, drawn as a ring
     """
-    with plt.rc_context(STYLE):
+    with _style():
         figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.4))
         for (name, table), style in zip(histories.items(), ("-", "--", ":"), strict=False):
             for part, colour in (("train", BLUE), ("validation", ORANGE)):
@@ -142,14 +156,14 @@ def feature_maps(maps, weights, *, columns=8):
     weights  (K,)
     """
     rows = -(-len(maps) // columns)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=(columns * 1.05, rows * 1.28), squeeze=False)
+    with _style():
+        figure, axes = plt.subplots(rows, columns, figsize=(columns * 1.0, rows * 1.25), squeeze=False)
         for k, axis in enumerate(axes.flat):
             axis.axis("off")
             if k < len(maps):
                 axis.imshow(maps[k], cmap="gray", interpolation="nearest")
                 colour = CHANNELS["red"] if weights[k] > 0 else CHANNELS["blue"]
-                axis.set_title(f"{weights[k]:+.2f}", fontsize=8, color=colour, pad=3)
+                axis.set_title(f"{weights[k]:+.3f}", fontsize=8, color=colour, pad=3)
         figure.tight_layout(pad=0.4)
     return figure
 
@@ -162,14 +176,15 @@ def heatmap_grid(images, heatmaps, titles, *, columns=5, size=1.5):
     titles    one for each picture
     """
     blocks = -(-len(images) // columns)
-    with plt.rc_context(STYLE):
+    with _style():
         figure, axes = plt.subplots(
             2 * blocks,
             columns,
-            figsize=(columns * size + 0.6, blocks * (2 * size + 0.55)),
+            figsize=(columns * size + 0.8, blocks * (2 * size + 0.3)),
             squeeze=False,
             layout="constrained",
         )
+        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
         for axis in axes.flat:
             axis.axis("off")
         for k, (image, heat) in enumerate(zip(images, heatmaps, strict=True)):
@@ -179,6 +194,6 @@ def heatmap_grid(images, heatmaps, titles, *, columns=5, size=1.5):
             below.imshow(overlay(image, heat), interpolation="nearest")
         scale = plt.cm.ScalarMappable(cmap="inferno", norm=plt.Normalize(0, 1))
         bar = figure.colorbar(scale, ax=axes, shrink=0.6, aspect=30, pad=0.02)
-        bar.set_label("share of the map's largest value", fontsize=8)
+        bar.set_label("share of the map's\nlargest value", fontsize=8)
         bar.outline.set_visible(False)
     return figure

@@ -204,3 +204,17 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
         gc.load_model(tmp_path / "text.safetensors")
     with pytest.raises(ValueError, match=r"gone\.safetensors holds no model"):
         gc.load_model(tmp_path / "gone.safetensors")
+
+
+def test_early_stopping_changes_when_a_run_ends_and_nothing_before():
+    early, full = read_record("cifar10-report"), read_record("cifar10-report-50")
+    shared = full.history.head(early.run["epochs_run"])
+    pd.testing.assert_frame_equal(early.history.drop(columns="seconds"), shared.drop(columns="seconds"))
+    assert early.run["epochs_run"] == early.run["kept_epoch"] + early.run["recipe"]["patience"]
+
+
+def test_early_stopping_changes_when_a_run_ends_and_nothing_before():
+    early, full = read_record("cifar10-report"), read_record("cifar10-report-50")
+    shared = full.history.head(early.run["epochs_run"])
+    pd.testing.assert_frame_equal(early.history.drop(columns="seconds"), shared.drop(columns="seconds"))
+    assert early.run["epochs_run"] == early.run["kept_epoch"] + early.run["recipe"]["patience"]
