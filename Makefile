@@ -31,26 +31,30 @@ help:
 	VIRTUAL_ENV=.venv $(UV) pip install --quiet --no-config --no-deps --editable .
 	touch $@
 
+# Fetched here, where its progress can be seen, and not by the first chapter that is executed.
+data/cache/cifar10/about.json: | .venv/.installed
+	$(BIN)/gradcam-lib data cifar10
+
 # Executed chapters are cached by their text alone. What they import or read has to count as well.
 _build/.executed-with: .venv/.installed $(wildcard gradcam_lib/*.py data/records/*/*)
 	rm -rf _build/.jupyter_cache
 	mkdir -p _build && touch $@
 
-book: .venv/.installed _build/.executed-with
+book: _build/.executed-with data/cache/cifar10/about.json
 	$(BIN)/jupyter-book build . -W -n --keep-going
 	@echo "The book is built. Open file://$(CURDIR)/_build/html/index.html, or serve it with: make serve"
 
 serve: book
 	$(BIN)/python -m http.server $(PORT) --directory _build/html
 
-test: .venv/.installed
+test: .venv/.installed data/cache/cifar10/about.json
 	$(BIN)/python -m pytest tests --ignore tests/site
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:randomly chapters
 
 test-site: book
 	$(BIN)/python -m pytest tests/site
 
-notebooks: .venv/.installed
+notebooks: .venv/.installed data/cache/cifar10/about.json
 	$(BIN)/python chapters/normalise.py --execute
 
 lint: .venv/.installed

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import nn
@@ -213,13 +214,15 @@ def _class_indices(targets, logits: torch.Tensor, names: Sequence[str] | None) -
         return logits.argmax(1).detach()
     if isinstance(targets, torch.Tensor):
         targets = targets.tolist()
-    if isinstance(targets, int | str):
+    if isinstance(targets, Integral | str):
         targets = [targets] * N
     targets = list(targets)
     if len(targets) != N:
         raise ValueError(f"There are {len(targets)} targets for {N} images. Give one for each, or one for all.")
-    indices = [_class_index(t, names) if isinstance(t, str) else int(t) for t in targets]
+    indices = [_class_index(t, names) if isinstance(t, str) else t for t in targets]
     for i in indices:
+        if not isinstance(i, Integral):
+            raise ValueError(f"A target is the number of a class or its name, not {i!r}.")
         if not 0 <= i < C:
             raise ValueError(f"Class {i} does not exist: the model has {C} classes, 0 to {C - 1}.")
     return torch.tensor(indices, dtype=torch.int64, device=logits.device)

@@ -1,5 +1,6 @@
 """`explain` against the two equations computed in float64, and what it must leave untouched."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -110,7 +111,7 @@ def test_without_a_layer_the_last_feature_maps_before_a_pooling_are_taken(net, i
 def test_every_form_of_target_means_the_same_class(net, images):
     net.classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     expected = gc.explain(net, images, targets=[3, 3, 3]).signed
-    for targets in (3, "cat", ["cat", 3, "cat"], torch.tensor([3, 3, 3])):
+    for targets in (3, np.int64(3), "cat", ["cat", 3, "cat"], torch.tensor([3, 3, 3]), np.array([3, 3, 3])):
         assert torch.equal(gc.explain(net, images, targets=targets).signed, expected)
     predicted = gc.explain(net, images)
     assert torch.equal(predicted.targets, predicted.logits.argmax(1))
@@ -205,6 +206,7 @@ def test_a_map_that_is_constant_and_positive_stays_visible():
         ({"targets": 10}, "Class 10 does not exist: the model has 10 classes, 0 to 9"),
         ({"targets": -1}, "Class -1 does not exist"),
         ({"targets": [1, 2]}, "2 targets for 3 images"),
+        ({"targets": [1.0, 2.0, 3.0]}, "the number of a class or its name, not 1.0"),
         ({"targets": "cat"}, "Set model.classes"),
         ({"method": "gradcam"}, "no method 'gradcam'. Did you mean: grad-cam"),
     ],

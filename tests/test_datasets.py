@@ -25,6 +25,7 @@ from PIL import Image
 import gradcam_lib as gc
 from gradcam_lib import datasets
 from gradcam_lib.datasets import DATASETS, DatasetError, array_digest, stratified_split
+from gradcam_lib.shapes import make_shapes
 
 # --- CIFAR-10 itself ---
 
@@ -401,3 +402,23 @@ def test_at_hand_means_that_nothing_would_be_downloaded(caltech, cache, tmp_path
     assert gc.at_hand("caltech256")
     with pytest.raises(ValueError, match="no data set 'caltech'"):
         gc.at_hand("caltech")
+
+
+# --- shapes ---
+
+
+@pytest.mark.parametrize(("name", "size"), [("shapes", 32), ("shapes64", 64)])
+def test_shapes_are_stored_with_their_masks_and_split_like_the_others(cache, monkeypatch, name, size):
+    monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], images=500, test_images=100))
+    found = gc.load_dataset(name)
+    drawn = make_shapes(500, size=size, seed=0)
+    assert np.array_equal(found.test.data, drawn.images[400:])
+    assert np.array_equal(found.test.masks, drawn.masks[400:])
+    assert (len(found.train), len(found.validation)) == (340, 60)
+    # A picture and its mask stay together through the split: the picture tells which one of the drawn ones it is.
+    where = {bytes(image): i for i, image in enumerate(drawn.images)}
+    for part in (found.train, found.validation):
+        indices = [where[bytes(image)] for image in part.data]
+        assert np.array_equal(part.masks, drawn.masks[indices])
+        assert np.array_equal(part.targets, drawn.labels[indices])
+    assert found.sha256 == array_digest(drawn.images, drawn.labels)

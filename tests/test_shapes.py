@@ -62,32 +62,32 @@ def test_scenes_are_uniform_and_independent_of_the_class(drawn):
     table = np.zeros((len(CLASSES), len(SCENES)))
     np.add.at(table, (drawn.labels, drawn.scenes), 1)
     expected = len(drawn.labels) / table.size
-    assert ((table - expected) ** 2 / expected).sum() < 112       # chi-squared, 70 free cells: 1 in 1,000 exceeds it
+    assert ((table - expected) ** 2 / expected).sum() < 112  # chi-squared, 70 free cells: 1 in 1,000 exceeds it
 
 
 def test_colour_does_not_tell_the_class(drawn):
     inside = drawn.masks[..., None]
     of_object = (drawn.images * inside).sum((1, 2)) / inside.sum((1, 2))
     colours = np.hstack([drawn.images.mean((1, 2)), of_object])
-    assert accuracy_of_least_squares(colours, drawn.labels) < 0.2       # chance is 0.1
+    assert accuracy_of_least_squares(colours, drawn.labels) < 0.2  # chance is 0.1
     of_class = np.stack([colours[drawn.labels == k].mean(0) for k in range(10)])
-    assert (of_class.var(0) / colours.var(0)).max() < 0.12              # the share of variance between the classes
+    assert (of_class.var(0) / colours.var(0)).max() < 0.12  # the share of variance between the classes
 
 
 def test_shape_tells_the_class(drawn):
     crops = []
     for mask in drawn.masks:
         x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
-        crops.append(cv2.resize(mask[y:y + h, x:x + w].astype(np.float32), (10, 10), interpolation=cv2.INTER_AREA))
+        crops.append(cv2.resize(mask[y : y + h, x : x + w].astype(np.float32), (10, 10), interpolation=cv2.INTER_AREA))
     assert accuracy_of_least_squares(np.reshape(crops, (len(crops), -1)), drawn.labels) > 0.6
 
 
 def test_objects_are_large_enough_and_inside_the_picture(drawn):
     area = drawn.masks.mean((1, 2))
     assert 0.08 <= area.min() and area.max() <= 0.45
-    assert area.max() - area.min() > 0.25                               # and their sizes vary
+    assert area.max() - area.min() > 0.25  # and their sizes vary
     inner = drawn.masks[:, 1:-1, 1:-1].sum((1, 2))
-    assert (inner / drawn.masks.sum((1, 2))).min() > 0.85               # little lies on the outermost pixels
+    assert (inner / drawn.masks.sum((1, 2))).min() > 0.85  # little lies on the outermost pixels
 
 
 @pytest.mark.parametrize("label", range(10), ids=CLASSES)
@@ -104,15 +104,15 @@ def test_the_mask_is_where_the_object_is(label, monkeypatch):
             pictures.append(image.astype(int).sum(2))
         change = np.abs(pictures[1] - pictures[0])
         changed = change > np.median(change[mask]) / 2
-        assert (changed & mask).sum() / (changed | mask).sum() > 0.85      # the camera's blur loosens an edge
+        assert (changed & mask).sum() / (changed | mask).sum() > 0.85  # the camera's blur loosens an edge
         assert change[~dilated(mask, 2)].max() == 0
 
 
 @pytest.mark.parametrize("state", range(4))
 def test_from_one_state_the_label_changes_only_the_object(state, monkeypatch):
-    monkeypatch.setattr(shapes, "AREA", (0.10, 0.12))       # small, so that scene is left around both
+    monkeypatch.setattr(shapes, "AREA", (0.10, 0.12))  # small, so that scene is left around both
     (one, here), (two, there) = (draw(label, 3, 64, state) for label in (state, state + 5))
-    near = dilated(here | there, 18)       # a shadow falls up to 0.08 of the side away, and blurs 0.16 further
+    near = dilated(here | there, 18)  # a shadow falls up to 0.08 of the side away, and blurs 0.16 further
     assert (~near).sum() > 100
     np.testing.assert_array_equal(one[~near], two[~near])
     only = here & ~dilated(there, 2)
@@ -131,28 +131,38 @@ def test_from_one_state_neither_scene_nor_size_moves_the_object():
 def test_no_pictures_are_empty_arrays_of_the_right_shape():
     empty = make_shapes(0, size=48)
     assert [(a.shape, a.dtype) for a in empty] == [
-        ((0, 48, 48, 3), np.uint8), ((0,), np.int64), ((0, 48, 48), np.bool_), ((0,), np.int64)]
+        ((0, 48, 48, 3), np.uint8),
+        ((0,), np.int64),
+        ((0, 48, 48), np.bool_),
+        ((0,), np.int64),
+    ]
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"count": -1}, "count is -1; give a count 0 or more."),
-    ({"count": 1, "size": 15}, "size is 15; give a size from 16 to 256."),
-    ({"count": 0, "size": 257}, "size is 257; give a size from 16 to 256."),
-    ({"count": 1, "seed": -1}, "seed is -1; give a seed 0 or more."),
-    ({"count": 1, "start": -5}, "start is -5; give a start 0 or more."),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"count": -1}, "count is -1; give a count 0 or more."),
+        ({"count": 1, "size": 15}, "size is 15; give a size from 16 to 256."),
+        ({"count": 0, "size": 257}, "size is 257; give a size from 16 to 256."),
+        ({"count": 1, "seed": -1}, "seed is -1; give a seed 0 or more."),
+        ({"count": 1, "start": -5}, "start is -5; give a start 0 or more."),
+    ],
+)
 def test_a_bad_request_says_what_to_ask_for(arguments, message):
     with pytest.raises(ValueError) as error:
         make_shapes(**arguments)
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("label, scene, size, message", [
-    (10, 0, 32, "label is 10; give a label from 0 to 9."),
-    (-1, 0, 32, "label is -1; give a label from 0 to 9."),
-    (0, 8, 32, "scene is 8; give a scene from 0 to 7."),
-    (0, 0, 1024, "size is 1024; give a size from 16 to 256."),
-])
+@pytest.mark.parametrize(
+    "label, scene, size, message",
+    [
+        (10, 0, 32, "label is 10; give a label from 0 to 9."),
+        (-1, 0, 32, "label is -1; give a label from 0 to 9."),
+        (0, 8, 32, "scene is 8; give a scene from 0 to 7."),
+        (0, 0, 1024, "size is 1024; give a size from 16 to 256."),
+    ],
+)
 def test_a_bad_object_says_what_to_ask_for(label, scene, size, message):
     with pytest.raises(ValueError) as error:
         draw(label, scene, size, 0)

@@ -211,10 +211,3 @@ def test_early_stopping_changes_when_a_run_ends_and_nothing_before():
     shared = full.history.head(early.run["epochs_run"])
     pd.testing.assert_frame_equal(early.history.drop(columns="seconds"), shared.drop(columns="seconds"))
     assert early.run["epochs_run"] == early.run["kept_epoch"] + early.run["recipe"]["patience"]
-
-
-def test_early_stopping_changes_when_a_run_ends_and_nothing_before():
-    early, full = read_record("cifar10-report"), read_record("cifar10-report-50")
-    shared = full.history.head(early.run["epochs_run"])
-    pd.testing.assert_frame_equal(early.history.drop(columns="seconds"), shared.drop(columns="seconds"))
-    assert early.run["epochs_run"] == early.run["kept_epoch"] + early.run["recipe"]["patience"]
