@@ -211,3 +211,11 @@ def test_early_stopping_changes_when_a_run_ends_and_nothing_before():
     shared = full.history.head(early.run["epochs_run"])
     pd.testing.assert_frame_equal(early.history.drop(columns="seconds"), shared.drop(columns="seconds"))
     assert early.run["epochs_run"] == early.run["kept_epoch"] + early.run["recipe"]["patience"]
+
+
+def test_the_readme_tells_what_the_records_say():
+    readme = (records.records_folder().parents[1] / "README.md").read_text()
+    for name in gc.RECIPES:
+        accuracy = read_record(name).run["metrics"]["test_accuracy"]
+        (row,) = (line for line in readme.splitlines() if line.startswith(f"| `{name}` |"))
+        assert f"{100 * accuracy:.1f} %" in row
