@@ -134,10 +134,10 @@ def training_curves(histories, *, references=None, kept=None):
                 label,
                 (1, accuracy * 100),
                 xycoords=("axes fraction", "data"),
-                xytext=(0, 3),
+                xytext=(0, -3),
                 textcoords="offset points",
                 ha="right",
-                va="bottom",
+                va="top",
                 fontsize=8,
                 color="#5b6068",
             )
