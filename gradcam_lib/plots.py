@@ -1,6 +1,6 @@
-"""Every figure of the book, one function each. Each returns a matplotlib figure; a notebook shows it."""
+"""Every figure of the book, one function each. Each returns a matplotlib figure, which a notebook shows."""
 
-from contextlib import contextmanager
+from functools import wraps
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,7 +9,6 @@ from .images import overlay, to_uint8
 
 __all__ = [
     "channel_histograms",
-    "class_counts",
     "feature_maps",
     "heatmap_grid",
     "image_grid",
@@ -33,18 +32,26 @@ STYLE = {
 }
 
 
-@contextmanager
-def _style():
-    # Not plt.rc_context: it undoes all settings, and with them those that a notebook makes when its first figure is
-    # drawn; no later figure would be shown.
-    before = {name: plt.rcParams[name] for name in STYLE}
-    plt.rcParams.update(STYLE)
-    try:
-        yield
-    finally:
-        plt.rcParams.update(before)
+def figure_in_style(draw):
+    """Draw in the book's style, restore the reader's, and hand the figure over to the caller alone."""
+
+    @wraps(draw)
+    def drawn(*args, **options):
+        # Not plt.rc_context: it undoes all settings, and with them those that a notebook makes when its first figure is
+        # drawn; no later figure would be shown.
+        before = {name: plt.rcParams[name] for name in STYLE}
+        plt.rcParams.update(STYLE)
+        try:
+            figure = draw(*args, **options)
+        finally:
+            plt.rcParams.update(before)
+        plt.close(figure)  # in pyplot's list; the notebook would show it a second time
+        return figure
+
+    return drawn
 
 
+@figure_in_style
 def image_grid(images, titles=None, *, columns=10, size=1.0, row_labels=None):
     """Pictures in rows and columns.
 
@@ -54,61 +61,42 @@ def image_grid(images, titles=None, *, columns=10, size=1.0, row_labels=None):
     size        of one picture, in inches
     """
     rows = -(-len(images) // columns)
-    with _style():
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(columns * size, rows * (size + 0.22 * bool(titles))), squeeze=False
-        )
-        for k, axis in enumerate(axes.flat):
-            axis.axis("off")
-            if k < len(images):
-                axis.imshow(to_uint8(images[k]), interpolation="nearest")
-                if titles is not None:
-                    axis.set_title(titles[k], fontsize=8, pad=3)
-        for axis, label in zip(axes[:, 0], row_labels or [], strict=False):
-            axis.text(-0.15, 0.5, label, transform=axis.transAxes, ha="right", va="center", fontsize=9)
-        figure.tight_layout(pad=0.3)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(columns * size, rows * (size + 0.22 * bool(titles))), squeeze=False
+    )
+    for k, axis in enumerate(axes.flat):
+        axis.axis("off")
+        if k < len(images):
+            axis.imshow(to_uint8(images[k]), interpolation="nearest")
+            if titles is not None:
+                axis.set_title(titles[k], fontsize=8, pad=3)
+    for axis, label in zip(axes[:, 0], row_labels or [], strict=False):
+        axis.text(-0.15, 0.5, label, transform=axis.transAxes, ha="right", va="center", fontsize=9)
+    figure.tight_layout(pad=0.3)
     return figure
 
 
-def class_counts(counts, names):
-    """Horizontal bars of the images in each class, one group for each part of a data set.
-
-    counts  {part: (classes,) int}
-    """
-    with _style():
-        figure, axis = plt.subplots(figsize=(6.5, 3.4))
-        left = np.zeros(len(names))
-        for (part, values), colour in zip(counts.items(), (BLUE, ORANGE, GREY), strict=False):
-            axis.barh(names, values, left=left, color=colour, label=part, height=0.72)
-            left += values
-        axis.invert_yaxis()
-        axis.grid(axis="y", visible=False)
-        axis.set_xlabel("images")
-        axis.legend(ncols=len(counts), loc="lower center", bbox_to_anchor=(0.5, 1.0))
-        figure.tight_layout()
-    return figure
-
-
+@figure_in_style
 def channel_histograms(images, means, stds):
     """The distribution of pixel values in each channel, with its mean and one standard deviation either side.
 
     images       (N, H, W, 3) uint8
     means, stds  (3,) in [0, 1]
     """
-    with _style():
-        figure, axes = plt.subplots(1, 3, figsize=(8.5, 2.5), sharey=True)
-        for c, (axis, (name, colour)) in enumerate(zip(axes, CHANNELS.items(), strict=True)):
-            share = np.bincount(images[..., c].ravel(), minlength=256) / images[..., c].size
-            axis.fill_between(np.arange(256) / 255, share * 100, color=colour, alpha=0.75, linewidth=0)
-            axis.axvspan(means[c] - stds[c], means[c] + stds[c], color=GREY, alpha=0.18, linewidth=0)
-            axis.axvline(means[c], color="black", linewidth=1)
-            axis.set(title=f"{name}: {means[c]:.3f} ± {stds[c]:.3f}", xlabel="pixel value", xlim=(0, 1))
-        axes[0].set_ylabel("% of pixels")
-        axes[0].set_ylim(0, None)
-        figure.tight_layout()
+    figure, axes = plt.subplots(1, 3, figsize=(8.5, 2.5), sharey=True)
+    for c, (axis, (name, colour)) in enumerate(zip(axes, CHANNELS.items(), strict=True)):
+        share = np.bincount(images[..., c].ravel(), minlength=256) / images[..., c].size
+        axis.fill_between(np.arange(256) / 255, share * 100, color=colour, alpha=0.75, linewidth=0)
+        axis.axvspan(means[c] - stds[c], means[c] + stds[c], color=GREY, alpha=0.18, linewidth=0)
+        axis.axvline(means[c], color="black", linewidth=1)
+        axis.set(title=f"{name}: {means[c]:.3f} ± {stds[c]:.3f}", xlabel="pixel value", xlim=(0, 1))
+    axes[0].set_ylabel("% of pixels")
+    axes[0].set_ylim(0, None)
+    figure.tight_layout()
     return figure
 
 
+@figure_in_style
 def training_curves(histories, *, references=None, kept=None):
     """Loss and accuracy by epoch, training and validation, a line style for each run.
 
@@ -116,39 +104,39 @@ def training_curves(histories, *, references=None, kept=None):
     references  {label: accuracy in [0, 1]}, drawn as horizontal lines
     kept        {name: epoch whose weights were kept}, drawn as a ring
     """
-    with _style():
-        figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.4))
-        for (name, table), style in zip(histories.items(), ("-", "--", ":"), strict=False):
-            for part, colour in (("train", BLUE), ("validation", ORANGE)):
-                prefix = f"{name}, " if len(histories) > 1 else ""
-                for axis, quantity in zip(axes, ("loss", "accuracy"), strict=True):
-                    scale = 100 if quantity == "accuracy" else 1
-                    values = table[f"{part}_{quantity}"] * scale
-                    axis.plot(table["epoch"], values, style, color=colour, label=f"{prefix}{part}", linewidth=1.6)
-                    if kept and name in kept and part == "validation":
-                        row = table["epoch"] == kept[name]
-                        axis.plot(table["epoch"][row], values[row], "o", color=colour, fillstyle="none", markersize=9)
-        for label, accuracy in (references or {}).items():
-            axes[1].axhline(accuracy * 100, color=GREY, linewidth=1, linestyle=(0, (1, 2)))
-            axes[1].annotate(
-                label,
-                (1, accuracy * 100),
-                xycoords=("axes fraction", "data"),
-                xytext=(0, -3),
-                textcoords="offset points",
-                ha="right",
-                va="top",
-                fontsize=8,
-                color="#5b6068",
-            )
-        axes[0].set(xlabel="epoch", ylabel="cross-entropy (nats)")
-        axes[0].set_ylim(0, None)
-        axes[1].set(xlabel="epoch", ylabel="accuracy (%)")
-        axes[0].legend(fontsize=8)
-        figure.tight_layout()
+    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.4))
+    for (name, table), style in zip(histories.items(), ("-", "--", ":"), strict=False):
+        for part, colour in (("train", BLUE), ("validation", ORANGE)):
+            prefix = f"{name}, " if len(histories) > 1 else ""
+            for axis, quantity in zip(axes, ("loss", "accuracy"), strict=True):
+                scale = 100 if quantity == "accuracy" else 1
+                values = table[f"{part}_{quantity}"] * scale
+                axis.plot(table["epoch"], values, style, color=colour, label=f"{prefix}{part}", linewidth=1.6)
+                if kept and name in kept and part == "validation":
+                    row = table["epoch"] == kept[name]
+                    axis.plot(table["epoch"][row], values[row], "o", color=colour, fillstyle="none", markersize=9)
+    for label, accuracy in (references or {}).items():
+        axes[1].axhline(accuracy * 100, color=GREY, linewidth=1, linestyle=(0, (1, 2)))
+        axes[1].annotate(
+            label,
+            (1, accuracy * 100),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, -3),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=8,
+            color="#5b6068",
+        )
+    axes[0].set(xlabel="epoch", ylabel="cross-entropy (nats)")
+    axes[0].set_ylim(0, None)
+    axes[1].set(xlabel="epoch", ylabel="accuracy (%)")
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
     return figure
 
 
+@figure_in_style
 def feature_maps(maps, weights, *, columns=8):
     """Feature maps with the weight that each gets, red where it counts for the class and blue where against.
 
@@ -156,18 +144,18 @@ def feature_maps(maps, weights, *, columns=8):
     weights  (K,)
     """
     rows = -(-len(maps) // columns)
-    with _style():
-        figure, axes = plt.subplots(rows, columns, figsize=(columns * 1.0, rows * 1.25), squeeze=False)
-        for k, axis in enumerate(axes.flat):
-            axis.axis("off")
-            if k < len(maps):
-                axis.imshow(maps[k], cmap="gray", interpolation="nearest")
-                colour = CHANNELS["red"] if weights[k] > 0 else CHANNELS["blue"]
-                axis.set_title(f"{weights[k]:+.3f}", fontsize=8, color=colour, pad=3)
-        figure.tight_layout(pad=0.4)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * 1.0, rows * 1.25), squeeze=False)
+    for k, axis in enumerate(axes.flat):
+        axis.axis("off")
+        if k < len(maps):
+            axis.imshow(maps[k], cmap="gray", interpolation="nearest")
+            colour = CHANNELS["red"] if weights[k] > 0 else CHANNELS["blue"]
+            axis.set_title(f"{weights[k]:+.3f}", fontsize=8, color=colour, pad=3)
+    figure.tight_layout(pad=0.4)
     return figure
 
 
+@figure_in_style
 def heatmap_grid(images, heatmaps, titles, *, columns=5, size=1.5):
     """Each picture above its heat map laid over it, with one colour scale for all.
 
@@ -176,24 +164,23 @@ def heatmap_grid(images, heatmaps, titles, *, columns=5, size=1.5):
     titles    one for each picture
     """
     blocks = -(-len(images) // columns)
-    with _style():
-        figure, axes = plt.subplots(
-            2 * blocks,
-            columns,
-            figsize=(columns * size + 0.8, blocks * (2 * size + 0.3)),
-            squeeze=False,
-            layout="constrained",
-        )
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-        for axis in axes.flat:
-            axis.axis("off")
-        for k, (image, heat) in enumerate(zip(images, heatmaps, strict=True)):
-            above, below = axes[2 * (k // columns) : 2 * (k // columns) + 2, k % columns]
-            above.imshow(to_uint8(image), interpolation="nearest")
-            above.set_title(titles[k], fontsize=8, pad=3)
-            below.imshow(overlay(image, heat), interpolation="nearest")
-        scale = plt.cm.ScalarMappable(cmap="inferno", norm=plt.Normalize(0, 1))
-        bar = figure.colorbar(scale, ax=axes, shrink=0.6, aspect=30, pad=0.02)
-        bar.set_label("share of the map's\nlargest value", fontsize=8)
-        bar.outline.set_visible(False)
+    figure, axes = plt.subplots(
+        2 * blocks,
+        columns,
+        figsize=(columns * size + 0.8, blocks * (2 * size + 0.3)),
+        squeeze=False,
+        layout="constrained",
+    )
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    for axis in axes.flat:
+        axis.axis("off")
+    for k, (image, heat) in enumerate(zip(images, heatmaps, strict=True)):
+        above, below = axes[2 * (k // columns) : 2 * (k // columns) + 2, k % columns]
+        above.imshow(to_uint8(image), interpolation="nearest")
+        above.set_title(titles[k], fontsize=8, pad=3)
+        below.imshow(overlay(image, heat), interpolation="nearest")
+    scale = plt.cm.ScalarMappable(cmap="inferno", norm=plt.Normalize(0, 1))
+    bar = figure.colorbar(scale, ax=axes, shrink=0.6, aspect=30, pad=0.02)
+    bar.set_label("share of the map's\nlargest value", fontsize=8)
+    bar.outline.set_visible(False)
     return figure
