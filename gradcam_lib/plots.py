@@ -83,13 +83,13 @@ def channel_histograms(images, means, stds):
     images       (N, H, W, 3) uint8
     means, stds  (3,) in [0, 1]
     """
-    figure, axes = plt.subplots(1, 3, figsize=(8.5, 2.5), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(7.0, 2.2), sharey=True)
     for c, (axis, (name, colour)) in enumerate(zip(axes, CHANNELS.items(), strict=True)):
         share = np.bincount(images[..., c].ravel(), minlength=256) / images[..., c].size
         axis.fill_between(np.arange(256) / 255, share * 100, color=colour, alpha=0.75, linewidth=0)
         axis.axvspan(means[c] - stds[c], means[c] + stds[c], color=GREY, alpha=0.18, linewidth=0)
         axis.axvline(means[c], color="black", linewidth=1)
-        axis.set(title=f"{name}: {means[c]:.3f} ± {stds[c]:.3f}", xlabel="pixel value", xlim=(0, 1))
+        axis.set(title=f"{name}: {means[c]:.3f} ± {stds[c]:.3f}", xlabel="pixel value", xlim=(0, 1), xticks=(0, 0.5, 1))
     axes[0].set_ylabel("% of pixels")
     axes[0].set_ylim(0, None)
     figure.tight_layout()
@@ -104,7 +104,7 @@ def training_curves(histories, *, references=None, kept=None):
     references  {label: accuracy in [0, 1]}, drawn as horizontal lines
     kept        {name: epoch whose weights were kept}, drawn as a ring
     """
-    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.4))
+    figure, axes = plt.subplots(1, 2, figsize=(7.0, 3.0))
     for (name, table), style in zip(histories.items(), ("-", "--", ":"), strict=False):
         for part, colour in (("train", BLUE), ("validation", ORANGE)):
             prefix = f"{name}, " if len(histories) > 1 else ""
