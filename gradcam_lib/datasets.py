@@ -436,7 +436,7 @@ def _cifar_in_user_folder(info: DatasetInfo, user: Path | None, downloads: Path)
         if not torchvision_utils.check_integrity(user / info.archive, info.md5):
             raise DatasetError(f"{info.archive} there is damaged: its md5 is not {info.md5}")
         with tarfile.open(user / info.archive) as tar:
-            # Nothing outside the folder. Python before 3.11.4 has no such filter, and the md5 has vouched for the archive.
+            # Nothing outside the folder. Python before 3.11.4 has no such filter; there the md5 alone vouches for it.
             tar.extraction_filter = getattr(tarfile, "data_filter", None)
             tar.extractall(downloads)
         return _read_cifar(info, downloads)
