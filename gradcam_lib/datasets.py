@@ -308,8 +308,7 @@ def _prepared(info: DatasetInfo) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # a second process waits here, then finds the set made
         if not folder.exists():
-            with _appearing(folder) as scratch:
-                _store_from_first_source(info, user, scratch)
+            _store_from_first_source(info, user, folder)
     return folder
 
 
@@ -326,7 +325,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _store_from_first_source(info: DatasetInfo, user: Path | None, scratch: Path) -> None:
+def _store_from_first_source(info: DatasetInfo, user: Path | None, folder: Path) -> None:
     """Ask one source after the other, in order, and store what the first good one gives; say why each other did not."""
     store = _store_pictures if info.name in CALTECH else _store_arrays
     failures = []
@@ -334,23 +333,17 @@ def _store_from_first_source(info: DatasetInfo, user: Path | None, scratch: Path
         if source in NEED_USER_FOLDER and user is None:
             failures.append(f"{title}: not set")
             continue
-        downloads, stored = scratch / "downloads", scratch / "stored"
-        for folder in (downloads, stored):
-            folder.mkdir()
         try:
-            about = store(info, source(info, user, downloads), stored)
+            with _appearing(folder) as scratch:
+                downloads = scratch / "downloads"
+                downloads.mkdir()
+                about = store(info, source(info, user, downloads), scratch)
+                shutil.rmtree(downloads)
+                (scratch / "about.json").write_text(json.dumps({**about, "source": title}, indent=1))
+            return
         except (OSError, RuntimeError, ValueError, subprocess.SubprocessError, tarfile.TarError) as error:
             failures.append(f"{title}: {' '.join(str(error).split()) or type(error).__name__}")
             tqdm.write(f"{info.title}: no luck with {failures[-1]}", file=sys.stderr)
-            for folder in (downloads, stored):
-                shutil.rmtree(folder)
-            continue
-        shutil.rmtree(downloads)
-        for part in stored.iterdir():
-            part.rename(scratch / part.name)
-        stored.rmdir()
-        (scratch / "about.json").write_text(json.dumps({**about, "source": title}, indent=1))
-        return
     message = "\n  ".join([f"{info.title} could not be had from any source.", *failures])
     if info.archive:
         checksum = f" (md5 {info.md5})" if info.md5 else ""
