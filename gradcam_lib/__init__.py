@@ -3,17 +3,21 @@
 from .cam import Explanation, explain
 from .datasets import at_hand, load_dataset
 from .images import load_image, overlay
+from .layers import list_layers
+from .methods import METHODS
 from .models import build_model, load_model
 from .records import read_record
 from .training import RECIPES, Recipe, predict, train
 
 __all__ = [
+    "METHODS",
     "RECIPES",
     "Explanation",
     "Recipe",
     "at_hand",
     "build_model",
     "explain",
+    "list_layers",
     "load_dataset",
     "load_image",
     "load_model",
