@@ -5,6 +5,7 @@
 2. MathJax lies beside the pages, so that equations are set offline: of its 24 MB only the 2.6 MB that TeX needs, and
    with outlines instead of fonts, because Firefox loads no fonts into a page that is opened from the disk.
 3. Progress bars stay out of the pages. What is left on stderr is a real warning, which `stderr_output: warn` reports.
+4. The reference shows docstrings as they are written: the first paragraph as text, the tables of arguments as tables.
 """
 
 import re
@@ -56,7 +57,15 @@ def without_progress_bars(render):
     return render_stderr
 
 
+def docstring_as_written(app, what, name, obj, options, lines):
+    end = lines.index("") if "" in lines else len(lines)
+    lines[end:] = ["", "::", "", *(f"    {line}" for line in lines[end:]), ""] if any(lines[end:]) else [""]
+    lines[:end] = [line.replace("`", "``") for line in lines[:end]]
+
+
 def setup(app):
+    app.setup_extension("sphinx.ext.autodoc")
+    app.connect("autodoc-process-docstring", docstring_as_written)
     app.config.mathjax_path = "mathjax/tex-svg.js"
     app.connect("source-read", drop_typed_number)
     app.connect("env-get-updated", number_by_file_name, priority=900)  # after Sphinx has numbered by position

@@ -79,7 +79,9 @@ def _compile(model: nn.Module, layers: list[str], images: torch.Tensor) -> None:
         for module in stages:
             module.forward = _without_gradient(torch.compile(module.forward, dynamic=False, options=_options(images)))
         try:
-            model(images)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own, of other parts of PyTorch
+                model(images)
         except Exception as error:  # of a compiler: any
             for module in stages:
                 del module.forward

@@ -4,6 +4,7 @@ from functools import wraps
 
 import matplotlib.pyplot as plt
 import numpy as np
+import seaborn
 
 from .images import overlay, to_uint8
 
@@ -12,6 +13,7 @@ __all__ = [
     "feature_maps",
     "heatmap_grid",
     "image_grid",
+    "matrix",
     "training_curves",
 ]
 
@@ -183,4 +185,22 @@ def heatmap_grid(images, heatmaps, titles, *, columns=5, size=1.5):
     bar = figure.colorbar(scale, ax=axes, shrink=0.6, aspect=30, pad=0.02)
     bar.set_label("share of the map's\nlargest value", fontsize=8)
     bar.outline.set_visible(False)
+    return figure
+
+
+@figure_in_style
+def matrix(values, labels):
+    """A square table of numbers in [-1, 1], each in its cell on a shade of it.
+
+    values  (n, n)
+    labels  one for each row, and the column of the same number
+    """
+    figure, axis = plt.subplots(figsize=(0.62 * len(labels) + 1.4, 0.55 * len(labels) + 1.2))
+    seaborn.heatmap(
+        np.asarray(values), vmin=-1, vmax=1, cmap="vlag", annot=True, fmt=".2f", annot_kws={"size": 9}, cbar=False,
+        square=True, linewidths=1, xticklabels=labels, yticklabels=labels, ax=axis,
+    )  # fmt: skip
+    axis.tick_params(left=False, bottom=False)
+    plt.setp(axis.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
+    figure.tight_layout()
     return figure
