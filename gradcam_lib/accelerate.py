@@ -76,15 +76,16 @@ def _compile(model: nn.Module, layers: list[str], images: torch.Tensor) -> None:
     with torch.no_grad():
         before = [{call.module for call in Tail(model, images[:1], model.get_submodule(name)).calls} for name in layers]
         stages = [m for m in set.intersection(*before) if any(isinstance(inner, nn.Conv2d) for inner in m.modules())]
-        for module in stages:
-            module.forward = _without_gradient(torch.compile(module.forward, dynamic=False, options=_options(images)))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own, of other parts of PyTorch
+                for module in stages:
+                    compiled = torch.compile(module.forward, dynamic=False, options=_options(images))
+                    module.forward = _without_gradient(compiled)
                 model(images)
         except Exception as error:  # of a compiler: any
             for module in stages:
-                del module.forward
+                vars(module).pop("forward", None)
             warnings.warn(
                 f"The fast copy runs uncompiled, for compiling it failed: {str(error).splitlines()[0]}", stacklevel=4
             )

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate, relu
 from torch.utils._pytree import tree_map_only
 
 from .accelerate import accelerated, prepared
-from .evidence import ARGUMENTS, OF_A_LAYER, Evidence
+from .evidence import ARGUMENTS, OF_A_LAYER, Evidence, full
 from .layers import find_layer, near
 from .methods import METHODS
 from .targets import Score
@@ -166,6 +166,8 @@ def explain(
             )
             layers = [(n, fast.get_submodule(n)) for n, _ in layers]
             model, images = fast, prepared(images, fast)
+            if images.is_cuda:
+                torch.compiler.cudagraph_mark_step_begin()  # the graphs may use the memory of the last call's again
         score = Score(targets, len(images), names, counterfactual)
         options = dict(reshape=reshape, strongest=strongest, batch_size=batch_size, differentiable=differentiable)
         if smooth:
@@ -186,6 +188,8 @@ def explain(
                     "score, because activations are multiplied or normalised outside any module. Mind that.",
                     stacklevel=2,
                 )
+        if accelerate:
+            scores, output = full(scores), tree_map_only(torch.Tensor, full, output)
         classes = score.classes
         if counterfactual:
             scores = -scores
