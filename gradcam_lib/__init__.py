@@ -7,6 +7,7 @@ from .layers import list_layers
 from .methods import METHODS
 from .models import build_model, load_model
 from .records import read_record
+from .streaming import explain_dataset, read_maps
 from .training import RECIPES, Recipe, predict, train
 
 __all__ = [
@@ -17,12 +18,14 @@ __all__ = [
     "at_hand",
     "build_model",
     "explain",
+    "explain_dataset",
     "list_layers",
     "load_dataset",
     "load_image",
     "load_model",
     "overlay",
     "predict",
+    "read_maps",
     "read_record",
     "train",
 ]

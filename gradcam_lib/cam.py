@@ -238,16 +238,17 @@ def _uncompiled():
 def _left_as_it_was(model: nn.Module, eval_mode: bool, frozen: bool) -> Iterator[None]:
     """Evaluation mode and frozen parameters, and afterwards each module's and parameter's own state again."""
     modes = [(module, module.training) for module in model.modules()]
+    switched = eval_mode and any(training for _, training in modes)
     trained = [p for p in model.parameters() if p.requires_grad] if frozen else []
     buffers = [] if eval_mode else [(b, b.clone()) for b in model.buffers()]
     try:
-        if eval_mode:
+        if switched:
             model.eval()
         for p in trained:
             p.requires_grad_(False)  # a frozen parameter keeps nothing for its gradient
         yield
     finally:
-        for module, mode in modes:
+        for module, mode in modes if switched else []:
             module.training = mode
         for p in trained:
             p.requires_grad_()

@@ -1,14 +1,15 @@
 """What the methods ask for, taken from a network: activations, gradients, scores of changed images and feature maps."""
 
+import warnings
 from contextlib import ExitStack
 from functools import cached_property
 
 import torch
 from torch import nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import batch_norm, interpolate
 
 from .layers import RESHAPES, feature_maps, first_tensor, kind_of, near
-from .tail import Tail
+from .tail import Tail, replaced
 
 __all__ = ["ARGUMENTS", "OF_A_LAYER", "Evidence"]
 
@@ -40,7 +41,11 @@ class Evidence:
             for tail in self.tails:
                 hooks.enter_context(tail.recording())
             if "biases" in needs:
-                self._watch(hooks, [m for m in model.modules() if not any(m.children())], self._keep_part)
+                parts = [m for m in model.modules() if not list(m.children())]
+                for part in parts:
+                    if getattr(part, "inplace", False):  # it would overwrite its input, where its bias is found
+                        hooks.enter_context(replaced(part, "inplace", False))
+                self._watch(hooks, parts, self._keep_part)
             if "w" in needs:
                 self._watch(hooks, [m for m in model.modules() if isinstance(m, nn.Linear)], self._keep_linear)
             for l, (_, module) in enumerate(layers):
@@ -59,21 +64,23 @@ class Evidence:
     def maps(self, equation) -> torch.Tensor:
         """The signed maps (N, T, h, w)."""
         T = self.z_all.shape[1]
-        with torch.autocast(self.images.device.type, enabled=False):
-            return torch.stack([self._fused(equation, t) for t in range(T)], 1)
+        return torch.stack([self._fused(equation, t) for t in range(T)], 1)
 
     def _fused(self, equation, t):
-        each = [
-            equation(**{need: getattr(self, need)(t, l) for need in self.needs})
-            for l in range(max(1, len(self.layers)))
-        ]
-        if len(each) == 1:
-            return each[0]
-        finest = max((m.shape[1:] for m in each), key=lambda size: size[0] * size[1])
-        peaks = [m.abs().amax((1, 2), keepdim=True) for m in each]
-        each = [m / peak.where(peak > 0, torch.ones_like(peak)) for m, peak in zip(each, peaks, strict=True)]
-        enlarged = [interpolate(m[:, None], finest, mode="bilinear", align_corners=False)[:, 0] for m in each]
-        return torch.stack(enlarged).mean(0)
+        given = [{need: getattr(self, need)(t, l) for need in self.needs} for l in range(max(1, len(self.layers)))]
+        # The network is run as the user runs it, under autocast or not; the map is computed in full precision.
+        with (
+            torch.autocast(self.images.device.type, enabled=False),
+            torch.set_grad_enabled(self.options["differentiable"]),
+        ):
+            each = [equation(**g) for g in given]
+            if len(each) == 1:
+                return each[0]
+            finest = max((m.shape[1:] for m in each), key=lambda size: size[0] * size[1])
+            peaks = [m.abs().amax((1, 2), keepdim=True) for m in each]
+            each = [m / peak.where(peak > 0, torch.ones_like(peak)) for m, peak in zip(each, peaks, strict=True)]
+            enlarged = [interpolate(m[:, None], finest, mode="bilinear", align_corners=False)[:, 0] for m in each]
+            return torch.stack(enlarged).mean(0)
 
     # What methods may ask for.
 
@@ -116,7 +123,8 @@ class Evidence:
             raise ValueError(
                 f"The output of layer {self.layers[l][0]!r} is no (N, K, h, w), so its tail cannot be run."
             )
-        return lambda X: torch.stack([self._score_of_tail(l, n, X[n])[:, t] for n in range(len(X))])
+        dtype = self.raw[l].dtype
+        return lambda X: torch.stack([self._score_of_tail(l, n, X[n].to(dtype))[:, t] for n in range(len(X))])
 
     def biases(self, t, l):
         """Gradient times bias of every module. With the input's they add up to the score, or leave it incomplete."""
@@ -336,13 +344,21 @@ def bias_of(module: nn.Module, u: torch.Tensor) -> torch.Tensor | None:
             if module.bias is None:
                 return None
             return module.bias.view(-1, 1, 1) if isinstance(module, nn.Conv2d) else module.bias
-        if isinstance(module, nn.BatchNorm2d) and not module.training and module.affine:
+        if isinstance(module, nn.BatchNorm2d) and not module.training and module.affine and module.track_running_stats:
             return (module.bias - module.weight * module.running_mean / (module.running_var + module.eps).sqrt()).view(
                 -1, 1, 1
             )
-        u = u.detach()
-        y, slope = torch.func.jvp(lambda v: module.forward(v.clone()), (u,), (u,))
-        return y - slope
+        u, f = u.detach(), module.forward
+        if isinstance(module, nn.BatchNorm2d) and module.training:  # its forward would count the batch once more
+
+            def f(v):
+                return batch_norm(v, None, None, module.weight, module.bias, training=True, eps=module.eps)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's own, of torch.jit, at the first jvp
+            y, slope = torch.func.jvp(lambda v: f(v.clone()), (u,), (u,))
+        rounding = 100 * torch.finfo(y.dtype).eps * y.abs().max()  # FullGrad would scale that up to [0, 1]
+        return y - slope if ((y - slope).abs() > rounding).any() else None
 
 
 def channels_first(module: nn.Module, X: torch.Tensor) -> torch.Tensor:

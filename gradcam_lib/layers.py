@@ -148,7 +148,9 @@ def find_layer(model: nn.Module, images: torch.Tensor, layer: str | int | nn.Mod
     if layer is None or isinstance(layer, int):
         key = (tuple(map(id, modules.values())), images.shape[1:], layer)
         if _known.get(model, (None, None))[0] != key:
-            _known[model] = (key, _counted(model, images[:1], layer))
+            # One image would do, but a batch norm in training mode may refuse a single one.
+            sample = images if any(m.training for m in modules.values()) else images[:1]
+            _known[model] = (key, _counted(model, sample, layer))
         name = _known[model][1]
     elif isinstance(layer, str):
         name = next(
@@ -165,10 +167,11 @@ def find_layer(model: nn.Module, images: torch.Tensor, layer: str | int | nn.Mod
     return name, modules[name]
 
 
-def _counted(model: nn.Module, image: torch.Tensor, index: int | None) -> str:
+def _counted(model: nn.Module, images: torch.Tensor, index: int | None) -> str:
     if index is not None and index >= 0:
         raise ValueError(f"Layers are counted from the end: -1 is the last one, {index} is none. Or give its name.")
-    layers = list_layers(model, image)
+    with torch.no_grad():
+        layers = list(trace(model, images)[0])
     if not layers:
         raise ValueError("No layer of this model has an output (N, K, h, w), so there is no map to draw. Name a layer.")
     if index is not None:
@@ -177,24 +180,24 @@ def _counted(model: nn.Module, image: torch.Tensor, index: int | None) -> str:
                 f"There is no layer {index}: the model has {len(layers)} with a map, -1 to -{len(layers)}."
             )
         return layers[index].name
-    return _last_with_gradient(model, image) if layers[-1].kind == "tokens" else layers[-1].name
+    return _last_with_gradient(model, images) if layers[-1].kind == "tokens" else layers[-1].name
 
 
-def _last_with_gradient(model: nn.Module, image: torch.Tensor) -> str:
+def _last_with_gradient(model: nn.Module, images: torch.Tensor) -> str:
     """Of a vision transformer's layers, the last on whose places the prediction depends.
 
     Where its head reads the class token alone, all that follows the last attention has a gradient of zero everywhere
     else, and so have all maps that are made of it.
     """
     with torch.enable_grad():
-        outputs, logits = trace(model, image.detach().clone().requires_grad_())
+        outputs, logits = trace(model, images.detach().clone().requires_grad_())
         if not isinstance(logits, torch.Tensor):
             raise ValueError(
                 "The model does not return logits (N, classes), so no layer can be chosen for it. Name one."
             )
         gradients = torch.autograd.grad(logits.flatten(1).amax(1).sum(), list(outputs.values()), allow_unused=True)
     for layer, gradient in reversed(list(zip(outputs, gradients, strict=True))):
-        if gradient is not None and feature_maps(gradient, layer.kind, layer.name, tuple(image.shape[2:])).any():
+        if gradient is not None and feature_maps(gradient, layer.kind, layer.name, tuple(images.shape[2:])).any():
             return layer.name
     raise ValueError("The score depends on no place of any layer's output, so there is no map to draw. Name a layer.")
 

@@ -64,6 +64,8 @@ def class_indices(targets, logits: torch.Tensor, names: Sequence[str] | None) ->
     several = any(isinstance(t, Sequence) and not isinstance(t, str) for t in targets)
     if several and len({len(t) if isinstance(t, Sequence) and not isinstance(t, str) else -1 for t in targets}) > 1:
         raise ValueError("The images have different numbers of targets. Give each image the same number.")
+    if several and not targets[0]:
+        raise ValueError("There are no targets. Give each image at least one.")
     rows = [[class_index(t, C, names) for t in (row if several else [row])] for row in targets]
     indices = torch.tensor(rows, dtype=torch.int64, device=logits.device).reshape(N, -1)
     return indices if several else indices[:, 0]
