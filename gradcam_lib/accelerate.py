@@ -77,7 +77,8 @@ def _compile(model: nn.Module, layers: list[str], images: torch.Tensor) -> None:
         before = [{call.module for call in Tail(model, images[:1], model.get_submodule(name)).calls} for name in layers]
         stages = [m for m in set.intersection(*before) if any(isinstance(inner, nn.Conv2d) for inner in m.modules())]
         try:
-            with warnings.catch_warnings():
+            # By default the same forward, of whichever module, is compiled eight times and then no more.
+            with warnings.catch_warnings(), torch._dynamo.config.patch(recompile_limit=10_000):
                 warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own, of other parts of PyTorch
                 for module in stages:
                     compiled = torch.compile(module.forward, dynamic=False, options=_options(images))

@@ -86,6 +86,14 @@ def test_a_compiled_copy_gives_the_same_map(net, images):
     assert "forward" in vars(accelerated(net, ["bn3"], images).conv1), "nothing was compiled"
 
 
+def test_it_is_compiled_for_as_many_shapes_as_come(net, images):
+    if not accelerate.shutil.which("g++"):
+        pytest.skip("no C++ compiler to compile with")
+    for n in (1, 2, 3, 4):  # times three convolutions: more than PyTorch compiles one function by default
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+            gc.explain(net, images[:n], layer="bn3", accelerate=True)
+
+
 def test_batch_norms_are_folded_where_they_may_be(net, images, uncompiled):
     fast = accelerated(net, ["bn3"], images)
     assert isinstance(fast.bn1, nn.Identity) and isinstance(fast.bn2, nn.Identity)

@@ -232,3 +232,93 @@ def test_a_layer_that_is_never_run_and_a_model_without_maps_are_refused(net, ima
         gc.explain(net, images, layer="spare")
     with pytest.raises(ValueError, match="Name a layer"):
         gc.explain(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), images)
+
+
+@pytest.fixture(scope="module")
+def vit():
+    """A small vision transformer, whose head reads the class token alone."""
+    from torchvision.models import VisionTransformer
+
+    torch.manual_seed(0)
+    vit = VisionTransformer(32, patch_size=8, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5)
+    torch.nn.init.normal_(vit.heads.head.weight)
+    return vit.eval()
+
+
+def test_of_a_vision_transformer_the_last_layer_with_a_gradient_is_taken(vit, images):
+    result = gc.explain(vit, images)
+    assert result.layer == "encoder.layers.encoder_layer_2.ln_1"  # before the last attention
+    assert result.maps.shape == (3, 4, 4)
+    assert (result.signed.flatten(1).std(1) > 0).all()
+    after = gc.explain(vit, images, layer="encoder.ln")
+    assert (after.signed == 0).all()
+
+
+def test_tokens_become_maps_row_by_row_without_the_class_token(vit, images):
+    kept = []
+    handle = vit.encoder.layers[1].register_forward_hook(lambda module, inputs, output: kept.append(output))
+    result = gc.explain(vit, images, layer="encoder.layers.encoder_layer_1", method=lambda A: A[:, 3])
+    handle.remove()
+    assert torch.equal(result.signed, kept[0][:, 1:, 3].reshape(3, 4, 4))
+    own = gc.explain(
+        vit,
+        images,
+        layer="encoder.layers.encoder_layer_1",
+        method=lambda A: A[:, 3],
+        reshape=lambda X: X[:, 1:].mT.unflatten(2, (4, 4)),
+    )
+    assert torch.equal(own.signed, result.signed)
+
+
+def test_images_that_are_no_squares_have_grids_of_their_proportions():
+    from gradcam_lib.layers import token_grid
+
+    assert token_grid(1 + 14 * 14, (224, 224)) == (14, 14)
+    assert token_grid(2 + 14 * 28, (224, 448)) == (14, 28)
+    assert token_grid(4 * 3, (64, 48)) == (4, 3)
+    assert token_grid(7, (224, 224)) == (2, 2)  # three leading tokens
+    assert token_grid(2, (224, 224)) is None
+
+
+def test_a_swin_transformer_is_read_channels_last(images):
+    from torchvision.models import SwinTransformer
+
+    swin = SwinTransformer([2, 2], 8, [1, 1], [2, 2], [4, 4], num_classes=5)
+    kinds = {layer.name: (layer.kind, layer.shape) for layer in gc.list_layers(swin.eval(), images)}
+    assert kinds["features"] == kinds["norm"] == ("channels-last", (16, 8, 8))
+    assert kinds["permute"] == ("maps", (16, 8, 8))
+    at_norm, at_permute = (gc.explain(swin, images, layer=name).signed for name in ("norm", "permute"))
+    assert relative_error(at_norm, at_permute) < 1e-5
+
+
+def test_layers_are_listed_in_order_and_counted_from_the_end(net, images):
+    layers = gc.list_layers(net, images)
+    assert [layer.name for layer in layers] == [
+        f"features.{n}" for n in ("conv1 relu1 conv2 relu2 conv3 relu3").split()
+    ]
+    assert layers[-1].shape == (128, 8, 8)
+    for index in range(-6, 0):
+        assert gc.explain(net, images, layer=index).layer == layers[index].name
+    with pytest.raises(ValueError, match="no layer -7: the model has 6 with a map"):
+        gc.explain(net, images, layer=-7)
+    with pytest.raises(ValueError, match="counted from the end"):
+        gc.explain(net, images, layer=1)
+
+
+def test_an_exchanged_module_is_noticed(net, images):
+    assert gc.explain(net, images).layer == "features.relu3"
+    net.features.pool3 = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(128, 128, 1))
+    assert gc.explain(net, images).layer == "features"  # which ends in a convolution now
+
+
+def test_a_method_of_ones_own_is_a_function_and_may_have_a_name(net, images, monkeypatch):
+    def elementwise(A, dA):
+        return (A * dA).clamp(min=0).sum(1)
+
+    by_function = gc.explain(net, images, method=elementwise)
+    monkeypatch.setitem(gc.METHODS, "elementwise", elementwise)
+    by_name = gc.explain(net, images, method="elementwise")
+    assert by_function.method == by_name.method == "elementwise"
+    assert torch.equal(by_function.signed, by_name.signed)
+    with pytest.raises(ValueError, match="asks for colour. A method may ask for: A, biases, dA"):
+        gc.explain(net, images, method=lambda A, colour: A.sum(1))
