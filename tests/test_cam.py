@@ -165,6 +165,23 @@ def test_it_works_where_gradients_are_switched_off(net, images, context, frozen)
     assert not result.maps.requires_grad
 
 
+class Staying(torch.overrides.TorchFunctionMode):
+    """Whatever would copy a tensor from an accelerator, or wait for it, fails."""
+
+    away = frozenset(getattr(torch.Tensor, name) for name in ("cpu", "numpy", "item", "tolist", "__bool__", "nonzero"))
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        assert function not in self.away, f"{function.__name__} takes values off the device"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "grad-cam++", "xgrad-cam", "hires-cam", "layer-cam", "eigengrad-cam"])
+def test_nothing_leaves_the_device_while_maps_are_made(net, images, method):
+    with Staying():
+        result = gc.explain(net, images, layer="features.relu3", method=method)
+    assert isinstance(result.maps, torch.Tensor) and result.maps.device == images.device
+
+
 def test_heatmaps_have_the_images_size_and_a_stated_scale(net, images):
     result = gc.explain(net, images, targets=[3, 8, 3])
     heat = result.heatmaps()
