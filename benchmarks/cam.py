@@ -2,6 +2,7 @@
 
     python benchmarks/cam.py            # about an hour on two cores; a second call goes on where the first one stopped
     python benchmarks/cam.py speed      # one of the parts: speed, classes, perturbation, memory
+    OMP_NUM_THREADS=1 python benchmarks/cam.py    # as many threads as are wanted; the rows say how many there were
 
 Every case runs all libraries in one process, in turn, round after round, after one round that does not count; its row
 holds the median of the rounds, and the ratio to the forward pass under `inference_mode` of the same rounds. Peak
@@ -162,10 +163,7 @@ def peak(library, name, batch):
 def print_peak(library, name, batch):
     model, layer, size = network(name)
     images = torch.rand(int(batch), 3, size, size, device=DEVICE)
-    if library != "forward":  # what importing it takes is not counted
-        job(library, "grad-cam", model, layer, images[:1])()
-    else:
-        job("forward", "grad-cam", model, layer, images[:1])()
+    job(library, "grad-cam", model, layer, images[:1])()  # what importing a library takes is not counted
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     before = used()
@@ -188,6 +186,7 @@ def main(parts):
         if parts and part.__name__ not in parts:
             continue
         for case, measure in part():
+            case["threads"] = torch.get_num_threads()
             if any(all(row[key] == case[key] for key in case) for row in rows):
                 continue
             rows += measure()
