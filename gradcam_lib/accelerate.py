@@ -77,12 +77,10 @@ def _compile(model: nn.Module, layers: list[str], images: torch.Tensor) -> None:
         before = [{call.module for call in Tail(model, images[:1], model.get_submodule(name)).calls} for name in layers]
         stages = [m for m in set.intersection(*before) if any(isinstance(inner, nn.Conv2d) for inner in m.modules())]
         try:
-            # By default the same forward, of whichever module, is compiled eight times and then no more.
-            with warnings.catch_warnings(), torch._dynamo.config.patch(recompile_limit=10_000):
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own, of other parts of PyTorch
                 for module in stages:
-                    compiled = torch.compile(module.forward, dynamic=False, options=_options(images))
-                    module.forward = _without_gradient(compiled)
+                    module.forward = _compiled(module.forward, _options(images))
                 model(images)
         except Exception as error:  # of a compiler: any
             for module in stages:
@@ -97,9 +95,16 @@ def _options(images: torch.Tensor) -> dict:
     return {"triton.cudagraphs": True} if images.is_cuda else {"freezing": True}
 
 
-def _without_gradient(forward):
+def _compiled(forward, options):
+    def stage(*args, **kwargs):
+        return forward(*args, **kwargs)
+
+    # PyTorch compiles a piece of code for eight shapes and no more: so each stage has to have a code of its own.
+    stage.__code__ = stage.__code__.replace()
+    compiled = torch.compile(stage, dynamic=False, options=options)
+
     def run(*args, **kwargs):
         with torch.no_grad():
-            return forward(*args, **kwargs)
+            return compiled(*args, **kwargs)
 
     return run

@@ -169,7 +169,8 @@ def explain(
             if images.is_cuda:
                 torch.compiler.cudagraph_mark_step_begin()  # the graphs may use the memory of the last call's again
         score = Score(targets, len(images), names, counterfactual)
-        options = dict(reshape=reshape, strongest=strongest, batch_size=batch_size, differentiable=differentiable)
+        options = dict(reshape=reshape, strongest=strongest, batch_size=batch_size)
+        options |= dict(differentiable=differentiable, accelerate=accelerate)
         if smooth:
             with torch.no_grad():
                 output = model(images)

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import nn
 from torch.nn.functional import batch_norm, interpolate
+from torch.utils._pytree import tree_map_only
 
 from .layers import RESHAPES, feature_maps, first_tensor, kind_of, near
 from .tail import Tail, replaced
@@ -68,11 +69,10 @@ class Evidence:
 
     def _fused(self, equation, t):
         given = [{need: getattr(self, need)(t, l) for need in self.needs} for l in range(max(1, len(self.layers)))]
+        if not self.options["differentiable"]:
+            given = tree_map_only(torch.Tensor, torch.detach, given)
         # The network is run as the user runs it, under autocast or not; the map is computed in full precision.
-        with (
-            torch.autocast(self.images.device.type, enabled=False),
-            torch.set_grad_enabled(self.options["differentiable"]),
-        ):
+        with torch.autocast(self.images.device.type, enabled=False):
             each = [equation(**g) for g in given]
             if len(each) == 1:
                 return each[0]
@@ -296,10 +296,13 @@ class Evidence:
         return tables
 
     def _score_through(self, masks, n):
+        M, size = len(masks), self.options["batch_size"]
+        if self.options["accelerate"]:  # compiled for one size of batch: the first mask fills a smaller one up
+            masks = torch.cat([masks, masks[:1].expand(size - M, *masks.shape[1:])])
         masks = interpolate(masks[:, None], self.size, mode="bilinear", align_corners=False).to(self.images.dtype)
         with torch.no_grad():
             seen = (self.images[n] * masks).contiguous(memory_format=torch.channels_last)  # faster in convolutions
-            return full(self.score(self.model(seen), n))
+            return full(self.score(self.model(seen), n))[:M]
 
 
 ACTIVATIONS = "relu relu_ relu6 hardtanh hardtanh_ leaky_relu leaky_relu_ prelu elu elu_ celu selu gelu silu hardswish"

@@ -1,9 +1,10 @@
 """Running a network from one layer on, again and again, exactly, without what lies before that layer."""
 
+import weakref
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -35,33 +36,16 @@ class Tail:
     """
 
     def __init__(self, model: nn.Module, image: torch.Tensor, layer: nn.Module):
-        """Watch one pass of an image (1, C, H, W) to learn the order of calls. A layer used twice counts last."""
+        """The first time, one pass of an image (1, C, H, W) is watched to learn the order of calls.
+
+        Of a layer that is used several times, the last use counts.
+        """
         self.model, self.layer = model, layer
-        root = Call(model)
-        open_calls, of_layer, counts = [root], [], Counter()
-
-        def enter(module, inputs):
-            call = Call(module, counts[module])
-            counts[module] += 1
-            open_calls[-1].inside.append(call)
-            open_calls.append(call)
-
-        def leave(module, inputs, output):
-            call = open_calls.pop()
-            call.output, call.versions = output, [t._version for t in tensors(output)]
-            if module is layer:
-                of_layer.append(call)
-
-        with ExitStack() as hooks:
-            for module in model.modules():
-                if module is not model:
-                    hooks.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
-                    hooks.callback(module.register_forward_hook(leave, prepend=True).remove)
-            model(image)
-        self.calls = finished_before(root, of_layer[-1]) if of_layer else []
-        for call in self.calls:
-            call.spoiled = [t._version for t in tensors(call.output)] != call.versions
-            call.output = None
+        key = (tuple(map(id, model.modules())), image.shape)
+        known = _orders.setdefault(model, {})
+        if known.get(layer, (None, None))[0] != key:
+            known[layer] = (key, learn(model, image, layer))
+        self.calls = [replace(call) for call in known[layer][1]]
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -120,6 +104,40 @@ class Tail:
                 patches.enter_context(replaced(module, "forward", stand_in(module.forward, queue)))
             patches.callback(self.layer.register_forward_hook(give).remove)
             return self.model(image)
+
+
+# The calls that a tail stands in for, so that they are learnt once. Forgotten with the model.
+_orders: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def learn(model: nn.Module, image: torch.Tensor, layer: nn.Module) -> list[Call]:
+    """The calls that finish before the layer's last one does, and that one; none where the layer is never run."""
+    root = Call(model)
+    open_calls, of_layer, counts = [root], [], Counter()
+
+    def enter(module, inputs):
+        call = Call(module, counts[module])
+        counts[module] += 1
+        open_calls[-1].inside.append(call)
+        open_calls.append(call)
+
+    def leave(module, inputs, output):
+        call = open_calls.pop()
+        call.output, call.versions = output, [t._version for t in tensors(output)]
+        if module is layer:
+            of_layer.append(call)
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if module is not model:
+                hooks.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+                hooks.callback(module.register_forward_hook(leave, prepend=True).remove)
+        model(image)
+    calls = finished_before(root, of_layer[-1]) if of_layer else []
+    for call in calls:
+        call.spoiled = [t._version for t in tensors(call.output)] != call.versions
+        call.output, call.inside = None, []
+    return calls
 
 
 def finished_before(root: Call, target: Call) -> list[Call]:

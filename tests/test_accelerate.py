@@ -92,6 +92,11 @@ def test_it_is_compiled_for_as_many_shapes_as_come(net, images):
     for n in (1, 2, 3, 4):  # times three convolutions: more than PyTorch compiles one function by default
         with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
             gc.explain(net, images[:n], layer="bn3", accelerate=True)
+    plain, fast = (
+        gc.explain(net, images, layer="bn3", targets=1, method="score-cam", batch_size=3, accelerate=accelerate)
+        for accelerate in (False, True)
+    )
+    assert apart(fast, plain) < 1e-4
 
 
 def test_batch_norms_are_folded_where_they_may_be(net, images, uncompiled):

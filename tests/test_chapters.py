@@ -79,3 +79,10 @@ def test_its_outputs_hold_no_error_and_no_path_of_one_machine(path):
         for output in cell.outputs:
             assert output.output_type != "error"
             assert not re.search(r"/(home|root|Users|tmp)/", str(output)), cell.source
+
+
+def test_every_test_that_a_page_names_exists():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "chapters" / "comparison.ipynb").read_text()))
+    assert len(named) > 15
+    assert {name for name in named if f"def {name}(" not in tests} == set()
