@@ -1,6 +1,6 @@
 """Whether the libraries make the same maps as ours, and where not, by which convention they differ.
 
-    python benchmarks/agreement.py      # ten minutes on two cores
+    python benchmarks/agreement.py      # a quarter of an hour on two cores
 
 For each library, method and network: the largest difference of the maps over the largest magnitude, before ReLU,
 scaling and enlarging. Where the library has another convention, a second error says what is left once ours is changed
@@ -72,21 +72,22 @@ def main():
     rows = []
     for name, (_, _, usual, before_in_place) in NETWORKS.items():
         model, images = network(name)
-        targets = model(images).argmax(1).tolist()
+        logits = model(images)
         for library, methods in peers.METHODS.items():
             for method in sorted(methods):
                 if method == "cam" and name != "resnet18":  # the only one with the head that it needs
                     continue
-                for layer in (usual, before_in_place if method == "grad-cam" else None):
-                    if layer is None:
-                        continue
+                # Ablation-CAM of a score below zero: only there do the two conventions differ.
+                targets = (-logits if method == "ablation-cam" else logits).argmax(1).tolist()
+                layers = [usual, before_in_place] if method == "grad-cam" and before_in_place else [usual]
+                for layer in layers:
                     as_is, by_theirs, note = compare(library, method, model, layer, images, targets)
                     if layer == before_in_place:
-                        note = "an in-place operation follows the layer" + (
-                            ", and overwrites A" if as_is > 1e-4 else ""
-                        )
+                        note = "an in-place operation follows the layer"
+                        note += ", and overwrites A" if as_is > 1e-4 else ""
                     rows.append(
-                        {"peer": library, "method": method, "network": name, "layer": layer, "error": as_is,
+                        {"peer": library, "method": method, "network": name,
+                         "layer": "" if method == "full-grad" else layer, "error": as_is,
                          "error_by_their_convention": by_theirs, "convention": note}
                     )  # fmt: skip
                     print(rows[-1], flush=True)

@@ -9,12 +9,13 @@ holds the median of the rounds, and the ratio to the forward pass under `inferen
 memory is that of a fresh process. The rows go to data/records/cam-benchmark.
 """
 
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import pandas as pd
 import peers
@@ -174,7 +175,9 @@ def print_peak(library, name, batch):
 def used():
     if DEVICE.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    # Not ru_maxrss, which a process inherits from the one that started it.
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 2**10
 
 
 def main(parts):
