@@ -5,7 +5,7 @@
 2. MathJax lies beside the pages, so that equations are set offline: of its 24 MB only the 2.6 MB that TeX needs, and
    with outlines instead of fonts, because Firefox loads no fonts into a page that is opened from the disk.
 3. Progress bars stay out of the pages. What is left on stderr is a real warning, which `stderr_output: warn` reports.
-4. The reference shows docstrings as they are written: the first paragraph as text, the tables of arguments as tables.
+4. The reference shows docstrings as they are written: their two columns as a list.
 """
 
 import re
@@ -58,9 +58,25 @@ def without_progress_bars(render):
 
 
 def docstring_as_written(app, what, name, obj, options, lines):
-    end = lines.index("") if "" in lines else len(lines)
-    lines[end:] = ["", "::", "", *(f"    {line}" for line in lines[end:]), ""] if any(lines[end:]) else [""]
-    lines[:end] = [line.replace("`", "``") for line in lines[:end]]
+    """Blocks of a docstring as reStructuredText: code where indented, a list of definitions where in two columns."""
+    written = []
+    for block in "\n".join(lines).split("\n\n"):
+        rows = block.replace("`", "``").replace("|", "\\|").splitlines()
+        entries = [re.fullmatch(r"(\S+(?: \S+)*?)  +(\S.*)", row) for row in rows]
+        told = all(entry or row.startswith("   ") for entry, row in zip(entries, rows, strict=True))
+        if block.startswith("    "):
+            written += ["::", "", *(f"    {row}" for row in block.splitlines())]
+        elif (
+            rows
+            and entries[0]
+            and all(entry or row.startswith("   ") for entry, row in zip(entries, rows, strict=True))
+        ):
+            for entry, row in zip(entries, rows, strict=True):
+                written += ["", f"``{entry[1]}``", f"    {entry[2]}"] if entry else [f"    {row.strip()}"]
+        else:
+            written += rows
+        written.append("")
+    lines[:] = written
 
 
 def setup(app):
