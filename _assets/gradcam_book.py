@@ -66,11 +66,7 @@ def docstring_as_written(app, what, name, obj, options, lines):
         told = all(entry or row.startswith("   ") for entry, row in zip(entries, rows, strict=True))
         if block.startswith("    "):
             written += ["::", "", *(f"    {row}" for row in block.splitlines())]
-        elif (
-            rows
-            and entries[0]
-            and all(entry or row.startswith("   ") for entry, row in zip(entries, rows, strict=True))
-        ):
+        elif rows and entries[0] and told:
             for entry, row in zip(entries, rows, strict=True):
                 written += ["", f"``{entry[1]}``", f"    {entry[2]}"] if entry else [f"    {row.strip()}"]
         else:
