@@ -134,11 +134,9 @@ def eigengrad_centred(model, targets):
     return equation
 
 
-def score_with_aligned_corners(model, targets):
+def score_through(model, targets, masks_of):
     def equation(A, x):
-        masks = interpolate(A, x.shape[2:], mode="bilinear", align_corners=True)
-        low, high = masks.amin((2, 3), keepdim=True), masks.amax((2, 3), keepdim=True)
-        masks = (masks - low) / (high - low + 1e-8)
+        masks = masks_of(A, x.shape[2:])
         with torch.no_grad():
             z = [
                 model(one * masks_of_one[:, None])[:, t] for one, masks_of_one, t in zip(x, masks, targets, strict=True)
@@ -146,6 +144,23 @@ def score_with_aligned_corners(model, targets):
         return torch.einsum("nk,nkhw->nhw", torch.stack(z).softmax(1), A)
 
     return equation
+
+
+def scaled(masks):
+    low, high = masks.amin((2, 3), keepdim=True), masks.amax((2, 3), keepdim=True)
+    return (masks - low) / (high - low + 1e-8)
+
+
+def score_with_aligned_corners(model, targets):
+    return score_through(
+        model, targets, lambda A, size: scaled(interpolate(A, size, mode="bilinear", align_corners=True))
+    )
+
+
+def score_scaled_first(model, targets):
+    return score_through(
+        model, targets, lambda A, size: interpolate(scaled(A), size, mode="bilinear", align_corners=False)
+    )
 
 
 def ablation_by_signed_score(model, targets):
@@ -176,7 +191,8 @@ DIFFERENCES = {
         "centres gradient × feature maps, and leaves the sign to chance",
         eigengrad_centred,
     ),
-    ("grad-cam", "score-cam"): ("enlarges masks with corners aligned, then scales them", score_with_aligned_corners),
+    ("grad-cam", "score-cam"): ("enlarges masks with corners aligned", score_with_aligned_corners),
+    ("torchcam", "score-cam"): ("scales masks before it enlarges them", score_scaled_first),
     ("grad-cam", "ablation-cam"): ("divides by the score with its sign", ablation_by_signed_score),
     ("grad-cam", "full-grad"): ("scales each channel by itself, not all of a layer together", full_grad_by_channel),
 }

@@ -174,7 +174,9 @@ class ArrayDataset(torchvision.datasets.VisionDataset):
 
     def tensors(self, indices=slice(None)):
         """Images as a (B, 3, H, W) float tensor in [0, 1] and their labels as a (B,) int64 tensor."""
-        pixels = torch.from_numpy(np.ascontiguousarray(self.data[indices]))
+        pixels = torch.from_numpy(
+            np.require(self.data[indices], requirements="CW")
+        )  # a copy, where it is the stored file
         return pixels.permute(0, 3, 1, 2).float() / 255, torch.from_numpy(self.targets[indices])
 
     def take(self, indices):

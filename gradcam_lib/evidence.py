@@ -281,7 +281,6 @@ class Evidence:
         for l in range(len(self.layers)):
             A = self.A(0, l).detach()
             low, high = A.amin((2, 3), keepdim=True), A.amax((2, 3), keepdim=True)
-            scaled = (A - low) / torch.where(high > low, high - low, 1)
             weighed = self._strongest(l)
             table = full(self.z_all.detach())[:, None].repeat(1, A.shape[1], 1)
             table[~weighed] = -torch.inf
@@ -289,17 +288,20 @@ class Evidence:
                 flat = (high == low)[n, :, 0, 0]  # all of these show the same black picture
                 todo = weighed[n] & ~flat
                 for ks in todo.nonzero()[:, 0].split(self.options["batch_size"]):
-                    table[n, ks] = self._score_through(scaled[n, ks], n)
+                    table[n, ks] = self._score_through(A[n, ks], n)
                 if (weighed[n] & flat).any():
-                    table[n, weighed[n] & flat] = self._score_through(torch.zeros_like(scaled[n, :1]), n)
+                    table[n, weighed[n] & flat] = self._score_through(torch.zeros_like(A[n, :1]), n)
             tables.append(table)
         return tables
 
     def _score_through(self, masks, n):
+        """The scores of image n seen through the maps (M, h, w), each first enlarged, then scaled to [0, 1]."""
         M, size = len(masks), self.options["batch_size"]
         if self.options["accelerate"]:  # compiled for one size of batch: the first mask fills a smaller one up
             masks = torch.cat([masks, masks[:1].expand(size - M, *masks.shape[1:])])
-        masks = interpolate(masks[:, None], self.size, mode="bilinear", align_corners=False).to(self.images.dtype)
+        masks = interpolate(masks[:, None], self.size, mode="bilinear", align_corners=False)
+        low, high = masks.amin((2, 3), keepdim=True), masks.amax((2, 3), keepdim=True)
+        masks = ((masks - low) / torch.where(high > low, high - low, 1)).to(self.images.dtype)
         with torch.no_grad():
             seen = (self.images[n] * masks).contiguous(memory_format=torch.channels_last)  # faster in convolutions
             return full(self.score(self.model(seen), n))[:M]

@@ -10,11 +10,27 @@ from .images import overlay, to_uint8
 
 __all__ = [
     "channel_histograms",
+    "class_bars",
+    "class_sizes",
+    "curves",
+    "distributions",
     "feature_maps",
+    "gradient_norms",
     "heatmap_grid",
     "image_grid",
+    "intervals",
+    "kernel_places",
+    "layer_costs",
+    "loss_curves",
+    "map_grid",
     "matrix",
+    "network_sizes",
+    "number_grids",
+    "picture_sizes",
+    "receptive_fields",
+    "share_histogram",
     "training_curves",
+    "value_histograms",
 ]
 
 BLUE, ORANGE, GREY = "#3266a8", "#d9772b", "#8a8f98"
@@ -58,13 +74,14 @@ def image_grid(images, titles=None, *, columns=10, size=1.0, row_labels=None):
     """Pictures in rows and columns.
 
     images      (N, H, W, 3) uint8, or a sequence of float tensors (3, H, W) in [0, 1]
-    titles      one for each picture
+    titles      one for each picture, of one line or more
     row_labels  one for each row, written at its left
     size        of one picture, in inches
     """
     rows = -(-len(images) // columns)
+    lines = max(title.count("\n") + 1 for title in titles) if titles else 0
     figure, axes = plt.subplots(
-        rows, columns, figsize=(columns * size, rows * (size + 0.22 * bool(titles))), squeeze=False
+        rows, columns, figsize=(columns * size, rows * (size + (0.06 + 0.16 * lines) * bool(lines))), squeeze=False
     )
     for k, axis in enumerate(axes.flat):
         axis.axis("off")
@@ -202,5 +219,383 @@ def matrix(values, labels):
     )  # fmt: skip
     axis.tick_params(left=False, bottom=False)
     plt.setp(axis.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
+    figure.tight_layout()
+    return figure
+
+
+@figure_in_style
+def number_grids(grids, titles, *, marked=None, signs=()):
+    """Small arrays side by side, each number in its cell on a shade of it.
+
+    grids   2-D arrays
+    titles  one for each grid
+    marked  for each grid the cells to outline, as a bool array of its shape, or None for none
+    signs   what stands between one grid and the next, such as "∗" and "="
+    """
+    rows, columns = np.array([np.shape(grid) for grid in grids]).T
+    size = 0.38 * columns.sum() + 0.6 * (len(grids) - 1), 0.38 * rows.max() + 0.3
+    figure, axes = plt.subplots(1, len(grids), figsize=size, width_ratios=columns, squeeze=False)
+    for k, (axis, grid) in enumerate(zip(axes[0], grids, strict=True)):
+        signed = np.min(grid) < 0
+        most = max(np.abs(grid).max(), 1e-9) * 1.8  # pale enough for the numbers to be read
+        seaborn.heatmap(
+            grid, annot=True, fmt="g", annot_kws={"size": 10, "color": "black"}, cbar=False, square=True, linewidths=1,
+            cmap="vlag" if signed else "Blues", vmin=-most * signed, vmax=most, ax=axis,
+        )  # fmt: skip
+        axis.set(xticks=(), yticks=())
+        axis.set_title(titles[k], fontsize=10, pad=5)
+        for i, j in np.argwhere(np.zeros((1, 1)) if marked is None or marked[k] is None else marked[k]):
+            outline = plt.Rectangle((j, i), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2, zorder=3, clip_on=False)
+            axis.add_patch(outline)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.3 / size[1], wspace=0.6 / (0.38 * columns.mean()))
+    for sign, before, after in zip(signs, axes[0], axes[0][1:], strict=False):
+        x = (before.get_position().x1 + after.get_position().x0) / 2
+        figure.text(x, axes[0][0].get_position().y1 / 2, sign, ha="center", va="center", fontsize=15)
+    return figure
+
+
+@figure_in_style
+def map_grid(maps, titles, *, columns=4, size=1.7, unit=None, largest=None):
+    """Feature maps, or other arrays of numbers, all on one scale: white is 0, blue is negative, red is positive.
+
+    maps     2-D arrays
+    titles   one for each map
+    size     of one map, in inches
+    unit     what the colours measure, written at the colour bar
+    largest  where the colours end; None takes the largest value there is
+    """
+    rows = -(-len(maps) // columns)
+    most = largest or max(float(np.abs(values).max()) for values in maps)
+    least = -most if min(float(np.min(values)) for values in maps) < 0 else 0
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(columns * size + 0.7, rows * (size + 0.25)), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, values, title in zip(axes.flat, maps, titles, strict=False):
+        shown = axis.imshow(values, cmap="vlag" if least else "cividis", vmin=least, vmax=most, interpolation="nearest")
+        axis.set_title(title, fontsize=9, pad=4)
+    bar = figure.colorbar(
+        shown, ax=axes, shrink=0.8, aspect=25, pad=0.02, extend="neither" if largest is None else "both"
+    )
+    bar.set_label(unit, fontsize=9)
+    bar.outline.set_visible(False)
+    return figure
+
+
+@figure_in_style
+def kernel_places(settings, *, size=5, columns=2):
+    """Where a 3 × 3 kernel stands: its first place in orange, the second in blue, a dot in the middle of each.
+
+    settings  for each panel its title and the stride, padding and dilation, as a dictionary
+    size      rows and columns of the picture, drawn in grey; padding is drawn in white
+    """
+    rows = -(-len(settings) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * 2.3, rows * 2.75), squeeze=False)
+    for axis, (title, geometry) in zip(axes.flat, settings.items(), strict=True):
+        stride, padding, dilation = (geometry.get(key, least) for key, least in
+                                     (("stride", 1), ("padding", 0), ("dilation", 1)))  # fmt: skip
+        for i, j in np.ndindex(size + 2 * padding, size + 2 * padding):
+            inside = padding <= min(i, j) and max(i, j) < size + padding
+            face, edge = ("#e4e7ec", "white") if inside else ("white", "#c9ced6")
+            axis.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=face, edgecolor=edge))
+        places = range(0, size + 2 * padding - 2 * dilation, stride)
+        axis.plot(*np.array([(j + dilation, i + dilation) for i in places for j in places]).T, ".", color=GREY)
+        for u, v in np.ndindex(3, 3):
+            corner = v * dilation - 0.42, u * dilation - 0.42
+            axis.add_patch(plt.Rectangle(corner, 0.84, 0.84, color=ORANGE, alpha=0.55, linewidth=0))
+            axis.plot(
+                stride + v * dilation, u * dilation, "o", color=BLUE, fillstyle="none", markersize=11, markeredgewidth=2
+            )
+        axis.set(xlim=(-0.6, size + 2 * padding - 0.4), ylim=(size + 2 * padding - 0.4, -0.6), aspect="equal")
+        axis.axis("off")
+        axis.set_title(f"{title}\n{len(places)} × {len(places)} places", fontsize=9.5)
+    figure.tight_layout(pad=0.5, h_pad=1.5)
+    return figure
+
+
+@figure_in_style
+def receptive_fields(image, fields, sizes):
+    """The receptive field of each layer's middle unit, as a square on the picture.
+
+    image   (H, W, 3) uint8, or a map (H, W)
+    fields  {layer: maths.ReceptiveField}
+    sizes   {layer: units along an axis}
+    """
+    figure, axis = plt.subplots(figsize=(4.8, 3.2))
+    axis.imshow(image, cmap="cividis", interpolation="nearest")
+    colours = plt.get_cmap("plasma")(np.linspace(0, 1, len(fields) + 1)[1:])
+    for (name, field), colour in zip(fields.items(), colours, strict=True):
+        corner = field.first + (sizes[name] // 2) * field.jump - 0.5
+        square = plt.Rectangle((corner, corner), field.size, field.size, fill=False, edgecolor=colour, linewidth=2.5)
+        axis.add_patch(square).set_label(f"{name}: {field.size} pixels")
+    least = min(-0.5, corner - 0.5)
+    most = max(len(image) - 0.5, corner + field.size + 0.5)
+    axis.set(xlim=(least, most), ylim=(most, least))
+    axis.axis("off")
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+@figure_in_style
+def curves(x, lines, xlabel, ylabel, *, log="", points=False):
+    """One line for each name.
+
+    x      (n,), for all lines
+    lines  {name: (n,)}
+    log    the axes with a logarithmic scale: "x", "y", "xy" or none
+    """
+    figure, axis = plt.subplots(figsize=(4.8, 3.1))
+    colours = [BLUE, ORANGE, CHANNELS["green"], "#7b4fa3", GREY]
+    for (name, y), colour, style in zip(lines.items(), colours, ("-", "--", "-.", ":", "-"), strict=False):
+        axis.plot(x, y, style, color=colour, label=name, linewidth=1.8, marker="o" if points else None, markersize=4)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    for scale in log:
+        axis.set(**{f"{scale}scale": "log"})
+    if "x" in log and len(x) <= 10:
+        axis.set_xticks(x, [f"{value:g}" for value in x], minor=False)
+        axis.minorticks_off()
+    if len(lines) > 1:
+        axis.legend(fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+@figure_in_style
+def distributions(panels, xlabel, *, bins=60, limits=None):
+    """How values are distributed, a panel for each title and in it a line for each row.
+
+    panels  {title: (rows, n)}
+    limits  of the x axis, for all panels; None takes what holds all values
+    """
+    figure, axes = plt.subplots(len(panels), 1, figsize=(4.6, 1.7 * len(panels) + 0.3), sharex=True, squeeze=False)
+    least, most = limits or (min(np.min(v) for v in panels.values()), max(np.max(v) for v in panels.values()))
+    edges = np.linspace(least, most, bins + 1)
+    for axis, (title, rows) in zip(axes[:, 0], panels.items(), strict=True):
+        for row, colour in zip(rows, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(rows))), strict=True):
+            axis.stairs(np.histogram(row, edges)[0] / np.size(row) * 100, edges, color=colour, linewidth=1.2)
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_ylabel("% of values")
+    axes[-1, 0].set(xlabel=xlabel, xlim=(least, most))
+    figure.tight_layout()
+    return figure
+
+
+@figure_in_style
+def class_bars(panels, classes):
+    """A number for each class, as bars, in panels side by side.
+
+    panels   {title: (C,)}
+    classes  the names of the C classes
+    """
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(1.0 + 1.45 * len(panels), 0.27 * len(classes) + 0.6), sharey=True
+    )
+    for axis, (title, values) in zip(axes, panels.items(), strict=True):
+        axis.barh(classes, values, color=[BLUE if value >= 0 else ORANGE for value in values], height=0.7)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_title(title, fontsize=10)
+        axis.margins(x=0.1)
+        axis.grid(axis="y", visible=False)
+    axes[0].invert_yaxis()
+    axes[0].tick_params(axis="y", length=0)
+    figure.tight_layout(w_pad=1.0)
+    return figure
+
+
+@figure_in_style
+def class_sizes(sizes):
+    """How many pictures each class has, the largest first, with the mean and the median.
+
+    sizes  {class: pictures}, as a dictionary or a pandas series
+    """
+    names, n = zip(*sorted(dict(sizes).items(), key=lambda item: -item[1]), strict=True)
+    n = np.array(n)
+    figure, axis = plt.subplots(figsize=(5.0, 3.2))
+    axis.bar(np.arange(len(n)), n, width=1.0, color=BLUE, linewidth=0)
+    for name, value, style in (("mean", n.mean(), "-"), ("median", np.median(n), "--")):
+        axis.axhline(value, color=ORANGE, linewidth=1.5, linestyle=style, label=f"{name} {value:.0f}")
+    for k, side, x in ((0, "left", 3), (len(n) - 1, "right", len(n) - 1)):
+        text = f"{names[k].replace('_', ' ')}, {n[k]}"
+        place = (x, n[k]) if side == "left" else (x, n.max() * 0.33)
+        arrow = None if side == "left" else {"arrowstyle": "-", "color": GREY}
+        axis.annotate(text, (k, n[k]), place, ha=side, va="center", fontsize=9, arrowprops=arrow)
+    axis.set(xlabel="class, the largest first", ylabel="pictures", xlim=(-0.5, len(n) - 0.5))
+    axis.grid(axis="x", visible=False)
+    axis.legend(fontsize=9, loc="upper right")
+    figure.tight_layout()
+    return figure
+
+
+@figure_in_style
+def picture_sizes(widths, heights, pictures):
+    """Width against height of many pictures, in hexagons coloured by how many there are, on a logarithmic scale.
+
+    widths, heights  (n,) pixels
+    pictures         (n,) how many there are of each size
+    """
+    figure, axis = plt.subplots(figsize=(5.0, 3.5))
+    hexagons = axis.hexbin(
+        widths, heights, C=pictures, reduce_C_function=np.sum, gridsize=45, bins="log", cmap="viridis_r", linewidths=0.2
+    )
+    most_wide, most_high = max(widths) * 1.15, max(heights) * 1.1
+    for ratio, name in ((1, "1 : 1"), (1.5, "3 : 2"), (2 / 3, "2 : 3")):
+        end = min(most_wide, most_high * ratio)
+        axis.plot([0, end], [0, end / ratio], color=GREY, linewidth=1, linestyle="--", zorder=0)
+        side, lift = ("right", 4) if end < most_high * ratio else ("center", 2)  # ends at the right, or at the top
+        axis.annotate(name, (end, end / ratio), (0, lift), textcoords="offset points", ha=side, va="bottom", fontsize=9)
+    axis.set(xlabel="width (pixels)", ylabel="height (pixels)", xlim=(0, most_wide), ylim=(0, most_high))
+    axis.set_aspect("equal")
+    bar = figure.colorbar(hexagons, ax=axis, label="pictures", shrink=0.75)
+    bar.outline.set_visible(False)
+    figure.tight_layout()
+    return figure
+
+
+@figure_in_style
+def value_histograms(panels):
+    """The distribution of the values of one picture in each channel, a panel for each way of preparing it.
+
+    panels  {title: (H, W, 3)}, red first
+    """
+    figure, axes = plt.subplots(len(panels), 1, figsize=(4.8, 1.5 * len(panels) + 0.3))
+    for axis, (title, values) in zip(axes, panels.items(), strict=True):
+        for c, (name, colour) in enumerate(CHANNELS.items()):
+            # Four steps of a byte to a bin, wherever they lie: other widths would hold now more steps, now fewer.
+            steps = np.unique(values[..., c])
+            width = 4 * np.diff(steps).min()
+            edges = np.arange(steps[0] - width / 8, steps[-1] + width, width)
+            share = np.histogram(values[..., c], edges)[0] / values[..., c].size * 100
+            axis.stairs(share, edges, color=colour, linewidth=1.5, label=name)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_ylabel("% of pixels")
+    axes[0].legend(fontsize=9, ncols=3, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
+    figure.tight_layout()
+    return figure
+
+
+@figure_in_style
+def intervals(rows, xlabel):
+    """A point with its interval for each row.
+
+    rows    {name: (value, lower end, upper end)}, all in [0, 1], shown in %
+    """
+    figure, axis = plt.subplots(figsize=(5.0, 0.42 * len(rows) + 0.8))
+    for y, (value, low, high) in enumerate(rows.values()):
+        axis.plot([100 * low, 100 * high], [y, y], color=BLUE, linewidth=2.5, alpha=0.5, solid_capstyle="butt")
+        axis.plot(100 * value, y, "o", color=BLUE, markersize=7)
+        axis.annotate(f"{value:.1%}", (100 * value, y), (0, 7), textcoords="offset points", ha="center", fontsize=9)
+    axis.set(xlabel=xlabel, xlim=(0, 100), ylim=(len(rows) - 0.5, -0.7))
+    axis.set_yticks(range(len(rows)), rows)
+    axis.grid(axis="y", visible=False)
+    axis.tick_params(axis="y", length=0)
+    figure.tight_layout()
+    return figure
+
+
+@figure_in_style
+def share_histogram(edges, pictures, xlabel):
+    """How many pictures have which share, on a logarithmic scale, with the number above each bar.
+
+    edges     (n + 1,) of the bins, in [0, 1]
+    pictures  (n,) in each
+    """
+    figure, axis = plt.subplots(figsize=(5.0, 2.9))
+    edges, pictures = np.asarray(edges) * 100, np.asarray(pictures)
+    axis.bar(edges[:-1], pictures, width=np.diff(edges) * 0.9, align="edge", color=BLUE, linewidth=0)
+    for x, width, n in zip(edges, np.diff(edges), pictures, strict=False):
+        if n:
+            axis.annotate(f"{n}", (x + width * 0.45, n), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+    axis.set(xlabel=xlabel, ylabel="pictures", yscale="log", xlim=(0, 100), ylim=(0.8, pictures.max() * 3))
+    axis.grid(axis="x", visible=False)
+    figure.tight_layout()
+    return figure
+
+
+@figure_in_style
+def layer_costs(table):
+    """Parameters, multiply-adds and activation memory of each layer with weights, with what follows up to the next.
+
+    table  that of `summarise`
+    """
+    layer = table["kind"].isin(["Conv2d", "Linear"])
+    costs = table.groupby(layer.cumsum())[["parameters", "multiply_adds", "activation_bytes"]].sum()
+    names = [
+        f"{kind[:4].lower().replace('line', 'dense')} {shape[0]}"
+        for kind, shape in table[layer][["kind", "output"]].values
+    ]
+    figure, axes = plt.subplots(1, 3, figsize=(4.6, 0.2 * len(names) + 0.75), sharey=True)
+    columns = zip(
+        axes, ("parameters\n(millions)", "multiply-adds\n(billions)", "activations\n(MB)"), (1e6, 1e9, 1e6), strict=True
+    )
+    for (axis, title, unit), column in zip(columns, costs, strict=True):
+        colours = [CHANNELS["green"] if name.startswith("dense") else BLUE for name in names]
+        axis.barh(range(len(names)), costs[column] / unit, color=colours, height=0.75)
+        axis.set_title(title, fontsize=10)
+        axis.grid(axis="y", visible=False)
+        axis.tick_params(axis="y", length=0)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    figure.tight_layout(pad=0.4, w_pad=1.2)
+    return figure
+
+
+@figure_in_style
+def network_sizes(table):
+    """Networks by parameters and multiply-adds, both on logarithmic axes.
+
+    table  a row a network, named by its index: parameters, multiply_adds
+    """
+    figure, axis = plt.subplots(figsize=(4.4, 3.6))
+    axis.scatter(table["parameters"] / 1e6, table["multiply_adds"] / 1e9, color=BLUE, s=30)
+    for name, row in table.iterrows():
+        place = (row["parameters"] / 1e6, row["multiply_adds"] / 1e9)
+        axis.annotate(name, place, xytext=(-6, 4), textcoords="offset points", ha="right", fontsize=9)
+    axis.set(xscale="log", yscale="log", xlabel="parameters (millions)", ylabel="multiply-adds (billions)")
+    axis.set_xlim(0.05, None)
+    figure.tight_layout()
+    return figure
+
+
+@figure_in_style
+def gradient_norms(norms, titles=("without batch norm", "with batch norm")):
+    """The norm of the gradient at each block of deep networks, plain and residual: mean over seeds, on a log axis.
+
+    norms  {(batch norm, skip): (seeds, blocks)}
+    """
+    figure, axes = plt.subplots(2, 1, figsize=(4.4, 5.2), sharex=True)
+    for (norm, skip), values in norms.items():
+        logs = np.log10(values)
+        blocks = np.arange(1, values.shape[1] + 1)
+        colour, name = (BLUE, "with skip connections") if skip else (ORANGE, "without")
+        axes[norm].fill_between(blocks, 10 ** logs.min(0), 10 ** logs.max(0), color=colour, alpha=0.2, linewidth=0)
+        axes[norm].plot(blocks, 10 ** logs.mean(0), color=colour, linewidth=1.8, label=name)
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_yscale("log")
+        axis.set_title(title, fontsize=10)
+        axis.set_ylabel("norm of the gradient")
+    axes[0].legend(fontsize=9, loc="center right")
+    axes[1].set_xlabel("block, counted from the picture")
+    figure.tight_layout()
+    return figure
+
+
+@figure_in_style
+def loss_curves(losses, chance, window=10):
+    """The training loss by step, as a running mean, beside that of guessing.
+
+    losses  {name: (steps,)}, in nats
+    chance  the loss of giving every class the same probability
+    window  steps in the running mean
+    """
+    figure, axis = plt.subplots(figsize=(4.4, 3.0))
+    for (name, values), colour in zip(losses.items(), (ORANGE, BLUE), strict=True):
+        means = np.convolve(values, np.ones(window) / window, mode="valid")
+        axis.plot(np.arange(window, len(values) + 1), means, color=colour, linewidth=1.8, label=name)
+    axis.axhline(chance, color=GREY, linewidth=1, linestyle=(0, (1, 2)), label="guessing")
+    axis.set(xlabel="step", ylabel="cross-entropy (nats)")
+    axis.legend(fontsize=9)
     figure.tight_layout()
     return figure

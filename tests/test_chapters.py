@@ -81,6 +81,22 @@ def test_its_outputs_hold_no_error_and_no_path_of_one_machine(path):
             assert not re.search(r"/(home|root|Users|tmp)/", str(output)), cell.source
 
 
+@every_chapter
+def test_every_numbered_equation_is_checked_on_the_page_and_by_a_test_with_its_number(path):
+    chapter = path.stem.partition("-")[0]
+    tests = ROOT / "tests" / "equations" / f"test_chapter_{chapter.lstrip('0')}.py"
+    cells = nbformat.read(path, as_version=4).cells
+    numbered = [len(re.findall(r"(?m)^\$\$ \(eq-[\w-]+\)$", c.source)) * (c.cell_type == "markdown") for c in cells]
+    starts = [i for i, equations in enumerate(numbered) if equations]
+    for start, end in zip(starts, [*starts[1:], len(cells)], strict=True):
+        after = [cell.source for cell in cells[start:end] if cell.cell_type == "code"]
+        assert any("assert" in source or "getsource" in source for source in after), cells[start].source
+    written = (
+        re.findall(rf"def test_equation_{chapter.lstrip('0')}_(\d+)_", tests.read_text()) if tests.exists() else []
+    )
+    assert sorted(map(int, written)) == list(range(1, sum(numbered) + 1))
+
+
 def test_every_test_that_a_page_names_exists():
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "chapters" / "comparison.ipynb").read_text()))
