@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -88,7 +89,7 @@ def test_every_numbered_equation_is_checked_on_the_page_and_by_a_test_with_its_n
     cells = nbformat.read(path, as_version=4).cells
     numbered = [len(re.findall(r"(?m)^\$\$ \(eq-[\w-]+\)$", c.source)) * (c.cell_type == "markdown") for c in cells]
     starts = [i for i, equations in enumerate(numbered) if equations]
-    for start, end in zip(starts, [*starts[1:], len(cells)], strict=True):
+    for start, end in pairwise([*starts, len(cells)]):
         after = [cell.source for cell in cells[start:end] if cell.cell_type == "code"]
         assert any("assert" in source or "getsource" in source for source in after), cells[start].source
     written = (
