@@ -1,13 +1,16 @@
 """Convolutional networks from pixels to Grad-CAM: data sets, models, training, maps, and the figures of the book."""
 
+from .architectures import build_model
 from .cam import Explanation, explain
 from .datasets import at_hand, load_dataset
 from .images import load_image, overlay
 from .layers import list_layers
 from .methods import METHODS
-from .models import build_model, load_model
+from .models import load_model
+from .quality import describe
 from .records import read_record
 from .streaming import explain_dataset, read_maps
+from .summary import summarise
 from .training import RECIPES, Recipe, predict, train
 
 __all__ = [
@@ -17,6 +20,7 @@ __all__ = [
     "Recipe",
     "at_hand",
     "build_model",
+    "describe",
     "explain",
     "explain_dataset",
     "list_layers",
@@ -27,5 +31,6 @@ __all__ = [
     "predict",
     "read_maps",
     "read_record",
+    "summarise",
     "train",
 ]

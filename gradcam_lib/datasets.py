@@ -262,7 +262,7 @@ def at_hand(name: str) -> bool:
 
     Raises ValueError for a name that does not exist.
     """
-    info, user = _info(name), _user_folder()
+    info, user = _info(name), user_folder()
     if not info.archive or _stored(info, user):
         return True
     if name in CIFAR:
@@ -284,7 +284,7 @@ def data_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gradcam_lib"
 
 
-def _user_folder() -> Path | None:
+def user_folder() -> Path | None:
     """The folder that GRADCAM_DATA names, or None where it is not set."""
     value = os.environ.get("GRADCAM_DATA")
     if not value:
@@ -303,7 +303,7 @@ def _stored(info: DatasetInfo, user: Path | None) -> Path | None:
 
 def _prepared(info: DatasetInfo) -> Path:
     """The folder that holds the stored set: in GRADCAM_DATA, in the cache, or made there now."""
-    user = _user_folder()
+    user = user_folder()
     if found := _stored(info, user):
         return found
     folder = data_cache() / info.name

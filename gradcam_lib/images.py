@@ -117,7 +117,7 @@ def _read(file, name):
         remedy = f"save the picture as one of {', '.join(FORMATS)}"
         raise ImageError(f"{name}: its first bytes are those of {kind}, which is not read here; {remedy}")
     wrong = f"its {format} header is damaged, cut short, of an unusual kind, or gives a size of zero"
-    with _strict_pillow():
+    with strict_pillow():
         try:
             file.seek(0)
             image = FORMATS[format][1](file)
@@ -135,20 +135,29 @@ def _read(file, name):
             raise ImageError(f"{name}: {wrong} ({reason}); {remedy}") from error
 
 
-_LOCK = threading.Lock()
+_lock, _readers, _settings = threading.Lock(), 0, contextlib.ExitStack()
 
 
 @contextlib.contextmanager
-def _strict_pillow():
-    # Both settings belong to the whole process, so one thread reads at a time. Pillow's warnings repeat what the
-    # errors here say. LOAD_TRUNCATED_IMAGES, if another library has set it, would fill what is missing with grey.
-    with _LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-        try:
-            yield
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = before
+def strict_pillow():
+    """Pillow without its warnings, and with an error for what is cut short, for as long as any thread is in here."""
+    global _readers
+    # The settings belong to the whole process: the first thread in makes them, the last one out restores them.
+    with _lock:
+        _readers += 1
+        if _readers == 1:
+            _settings.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # they repeat what the errors here say
+            # If another library has set it, what is missing would be filled with grey.
+            _settings.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        with _lock:
+            _readers -= 1
+            if not _readers:
+                _settings.close()
 
 
 def _upright_rgb(image):

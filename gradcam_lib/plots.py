@@ -526,7 +526,7 @@ def layer_costs(table):
         f"{kind[:4].lower().replace('line', 'dense')} {shape[0]}"
         for kind, shape in table[layer][["kind", "output"]].values
     ]
-    figure, axes = plt.subplots(1, 3, figsize=(4.6, 0.2 * len(names) + 0.75), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(4.2, 0.2 * len(names) + 0.75), sharey=True)
     columns = zip(
         axes, ("parameters\n(millions)", "multiply-adds\n(billions)", "activations\n(MB)"), (1e6, 1e9, 1e6), strict=True
     )
@@ -544,7 +544,7 @@ def layer_costs(table):
 
 @figure_in_style
 def network_sizes(table):
-    """Networks by parameters and multiply-adds, both on logarithmic axes.
+    """Networks by parameters and multiply-adds, both on logarithmic axes; a name goes below where there is one above.
 
     table  a row a network, named by its index: parameters, multiply_adds
     """
@@ -552,9 +552,13 @@ def network_sizes(table):
     axis.scatter(table["parameters"] / 1e6, table["multiply_adds"] / 1e9, color=BLUE, s=30)
     for name, row in table.iterrows():
         place = (row["parameters"] / 1e6, row["multiply_adds"] / 1e9)
-        axis.annotate(name, place, xytext=(-6, 4), textcoords="offset points", ha="right", fontsize=9)
+        near = table[(table["parameters"] / row["parameters"]).between(0.4, 2.5)]
+        crowded = (near["multiply_adds"] / row["multiply_adds"]).between(1, 2, inclusive="neither").any()
+        axis.annotate(
+            name, place, xytext=(-6, -10 if crowded else 4), textcoords="offset points", ha="right", fontsize=9
+        )
     axis.set(xscale="log", yscale="log", xlabel="parameters (millions)", ylabel="multiply-adds (billions)")
-    axis.set_xlim(0.05, None)
+    axis.set_xlim(table["parameters"].min() / 1e7, None)  # room for the leftmost name
     figure.tight_layout()
     return figure
 
@@ -570,8 +574,9 @@ def gradient_norms(norms, titles=("without batch norm", "with batch norm")):
         logs = np.log10(values)
         blocks = np.arange(1, values.shape[1] + 1)
         colour, name = (BLUE, "with skip connections") if skip else (ORANGE, "without")
-        axes[norm].fill_between(blocks, 10 ** logs.min(0), 10 ** logs.max(0), color=colour, alpha=0.2, linewidth=0)
-        axes[norm].plot(blocks, 10 ** logs.mean(0), color=colour, linewidth=1.8, label=name)
+        axis = axes[int(norm)]
+        axis.fill_between(blocks, 10 ** logs.min(0), 10 ** logs.max(0), color=colour, alpha=0.2, linewidth=0)
+        axis.plot(blocks, 10 ** logs.mean(0), color=colour, linewidth=1.8, label=name)
     for axis, title in zip(axes, titles, strict=True):
         axis.set_yscale("log")
         axis.set_title(title, fontsize=10)

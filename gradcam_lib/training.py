@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from .architectures import build_model
 from .datasets import ArrayDataset, Splits, load_dataset
-from .models import build_model, round_to_half, save_model
+from .models import round_to_half, save_model
 from .records import describe_machine, replacing, write_record
 
 __all__ = ["RECIPES", "Recipe", "Run", "predict", "train"]

@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional
 
-from gradcam_lib.models import build_model
+from gradcam_lib.architectures import build_model
 
 ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid)
 LINEAR = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity, nn.Dropout)  # add no bias
@@ -132,9 +132,9 @@ class Definitions:
         for n, A in enumerate(self.A):
             scores = []
             for channel in A:
-                low, high = channel.min(), channel.max()
-                mask = (channel - low) / (high - low) if high > low else torch.zeros_like(channel)
-                seen = enlarge(mask, self.images.shape[2:]) * self.images[n]
+                flat = channel.min() == channel.max()  # enlarged, rounding would make a picture of it
+                mask = torch.zeros_like(channel) if flat else channel
+                seen = from_zero_to_one(enlarge(mask, self.images.shape[2:])) * self.images[n]
                 scores.append(self.score(self.model(seen[None]), [n])[0])
             maps.append(sum_of_maps(torch.stack(scores).softmax(0), A))
         return torch.stack(maps)

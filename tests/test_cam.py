@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import gradcam_lib as gc
-from gradcam_lib.models import build_model
+from gradcam_lib.architectures import build_model
 
 
 def grad_cam_float64(model, images, layer, targets):

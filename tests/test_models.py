@@ -24,7 +24,8 @@ from torch import nn
 
 import gradcam_lib as gc
 from gradcam_lib import models
-from gradcam_lib.models import EfficientNetLite0, Preparation, SamePad, WeightsError, save_model
+from gradcam_lib.architectures import EfficientNetLite0, Preparation, SamePad
+from gradcam_lib.models import WeightsError, save_model
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from torch.nn.functional import cross_entropy
 
 import gradcam_lib as gc
 from gradcam_lib import records, training
+from gradcam_lib.architectures import build_model
 from gradcam_lib.datasets import DATASETS, ArrayDataset, Splits
-from gradcam_lib.models import build_model
 from gradcam_lib.records import read_record
 from gradcam_lib.training import Recipe, measure
 

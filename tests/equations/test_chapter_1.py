@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 from torchvision.transforms.v2.functional import normalize
 
-from gradcam_lib.describe import Fingerprints, disputes, fingerprints, near_duplicates
+from gradcam_lib.quality import Fingerprints, disputes, fingerprints, near_duplicates
 
 rng = np.random.default_rng(1)
 IMAGES = rng.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
