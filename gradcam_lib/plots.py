@@ -274,7 +274,7 @@ def map_grid(maps, titles, *, columns=4, size=1.7, unit=None, largest=None):
         axis.axis("off")
     for axis, values, title in zip(axes.flat, maps, titles, strict=False):
         shown = axis.imshow(values, cmap="vlag" if least else "cividis", vmin=least, vmax=most, interpolation="nearest")
-        axis.set_title(title, fontsize=9, pad=4)
+        axis.set_title(title, fontsize=10, pad=4)
     bar = figure.colorbar(
         shown, ax=axes, shrink=0.8, aspect=25, pad=0.02, extend="neither" if largest is None else "both"
     )
@@ -390,13 +390,14 @@ def class_bars(panels, classes):
     classes  the names of the C classes
     """
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(1.0 + 1.45 * len(panels), 0.27 * len(classes) + 0.6), sharey=True
+        1, len(panels), figsize=(1.0 + 1.05 * len(panels), 0.27 * len(classes) + 0.6), sharey=True
     )
     for axis, (title, values) in zip(axes, panels.items(), strict=True):
         axis.barh(classes, values, color=[BLUE if value >= 0 else ORANGE for value in values], height=0.7)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_title(title, fontsize=10)
         axis.margins(x=0.1)
+        axis.locator_params(axis="x", nbins=3)
         axis.grid(axis="y", visible=False)
     axes[0].invert_yaxis()
     axes[0].tick_params(axis="y", length=0)

@@ -32,6 +32,10 @@ FAULTS = r"""async width => {
     const scroll = document.documentElement.scrollWidth;
     if (scroll > width) faults.push(`the page is ${scroll} pixels wide and scrolls sideways`);
 
+    for (const equation of all("div.math"))
+        for (const set of equation.querySelectorAll("mjx-container"))
+            if (set.scrollWidth > set.clientWidth + 1) faults.push(`equation ${equation.id} is wider than the page`);
+
     for (const img of all("img")) {
         const alt = (img.getAttribute("alt") ?? "").trim(), source = img.getAttribute("src");
         // None, or one word without a space: nothing, or the name of a file.
