@@ -11,13 +11,14 @@ from .quality import describe
 from .records import read_record
 from .streaming import explain_dataset, read_maps
 from .summary import summarise
-from .training import RECIPES, Recipe, predict, train
+from .training import RECIPES, Recipe, TrainingError, predict, train
 
 __all__ = [
     "METHODS",
     "RECIPES",
     "Explanation",
     "Recipe",
+    "TrainingError",
     "at_hand",
     "build_model",
     "describe",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .datasets import DATASETS, DatasetError, load_dataset
 from .records import records_folder
-from .training import RECIPES, train
+from .training import RECIPES, TrainingError, train
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             out = chosen.out or records_folder() / chosen.recipe
             print(json.dumps(train(RECIPES[chosen.recipe], out=out, device=chosen.device).record["metrics"], indent=2))
-    except (DatasetError, ValueError) as error:
+    except (DatasetError, TrainingError, ValueError) as error:
         print(f"gradcam-lib: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

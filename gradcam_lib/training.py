@@ -1,67 +1,37 @@
 """A recipe in, a trained model and its record out. A run that was interrupted goes on from its last whole epoch."""
 
 import json
+import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from .architectures import build_model
+from .batches import ArrayBatches, normalised
+from .batches import views as views_of
 from .datasets import ArrayDataset, Splits, load_dataset
 from .models import round_to_half, save_model
+from .optimizers import build_optimizers, set_progress
+from .recipes import RECIPES, Recipe
 from .records import describe_machine, replacing, write_record
 
-__all__ = ["RECIPES", "Recipe", "Run", "predict", "train"]
+__all__ = ["RECIPES", "Recipe", "Run", "TrainingError", "measure", "predict", "train"]
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides a run, as plain data.
-
-    lr            step size of the optimiser
-    batch_size    images a step
-    epochs        passes over the training set, at most
-    patience      epochs without a better validation accuracy after which training stops, and the best epoch's weights
-                  are kept; None trains all epochs and keeps the last one's
-    train_images  use only the first so many training images; None uses all
-    seed          of the weights, the order of the images and the dropout
-    """
-
-    name: str
-    dataset: str
-    model: str
-    optimizer: str = "adam"
-    lr: float = 1e-3
-    batch_size: int = 64
-    epochs: int = 50
-    patience: int | None = None
-    train_images: int | None = None
-    seed: int = 0
-
-
-CIFAR10_REPORT = Recipe(
-    name="cifar10-report",
-    dataset="cifar10",  # pixels in [0, 1]; "no explicit data augmentation was applied"
-    model="report-cnn",
-    optimizer="adam",
-    lr=1e-3,
-    batch_size=64,
-    epochs=50,
-    patience=5,  # the report says "early stopping" and gives no figure; ours
-)
-
-# The report's figures are those of its 50th epoch, which early stopping never reaches.
-CIFAR10_REPORT_50 = replace(CIFAR10_REPORT, name="cifar10-report-50", patience=None)
-
-RECIPES = {recipe.name: recipe for recipe in (CIFAR10_REPORT, CIFAR10_REPORT_50)}
-OPTIMIZERS = {"adam": torch.optim.Adam}
+class TrainingError(RuntimeError):
+    """A run that cannot go on. The message says at which step, and what to try."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +39,9 @@ class Run:
     """What `train` returns.
 
     model    in evaluation mode, on the CPU, with `model.classes`
-    history  a row an epoch: epoch, train_loss, train_accuracy (running, dropout on), validation_loss,
-             validation_accuracy, seconds. Losses in nats, accuracies in [0, 1].
+    history  a row an epoch: epoch, train_loss, train_accuracy (running, dropout and augmentation on), validation_loss,
+             validation_accuracy (NaN where the recipe trains on these images too), seconds. Losses in nats, label
+             smoothing included in train_loss; accuracies in [0, 1].
     record   what `run.json` holds, or None where no folder was given
     """
 
@@ -95,60 +66,163 @@ def train(
     device    "cpu", "cuda" or "mps"; None takes the fastest there is
     progress  show a bar with the loss and the accuracy so far
 
-    Raises ValueError where `out` holds the checkpoint of another recipe.
+    Raises ValueError where `out` holds the checkpoint of another recipe, or the recipe names what does not exist.
+    Raises TrainingError where the loss is no longer a number; the last whole epoch's checkpoint stays.
     """
+    if recipe.all_images and recipe.patience is not None:
+        raise ValueError(f"{recipe.name!r}: patience needs validation images, and all_images trains on them. Drop one.")
     device = torch.device(device or _fastest_device())
     data = data or load_dataset(recipe.dataset)
-    training_set = data.train.take(slice(0, recipe.train_images))
+    training_set = _training_set(recipe, data)
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, len(data.classes))
     model = model.to(device, memory_format=torch.channels_last)  # the images' own layout; 1.5 times as fast on a CPU
-    optimizer = OPTIMIZERS[recipe.optimizer](model.parameters(), lr=recipe.lr)
+    batches = ArrayBatches(training_set, recipe, model.prepare, device)
+    if hasattr(model, "set_whitening"):
+        model.set_whitening(normalised(batches.pixels[:5000], model.prepare))
+    state = _State(recipe, model, device)
 
     checkpoint = Path(out) / "checkpoint.safetensors" if out else None
-    history, kept = _resume(checkpoint, recipe, model, optimizer) if checkpoint else ([], None)
-    steps = -(-len(training_set) // recipe.batch_size)  # in an epoch
-    done, total = len(history) * steps, recipe.epochs * steps
+    if checkpoint:
+        state.resume(checkpoint)
+    done, total = len(state.history) * len(batches), recipe.epochs * len(batches)
     with tqdm(total=total, initial=done, unit=" steps", desc=recipe.name, disable=not progress) as bar:
-        while len(history) < recipe.epochs and not _stops(history, recipe.patience):
-            started, epoch = time.perf_counter(), len(history) + 1
-            row = {"epoch": epoch, **_train_epoch(model, optimizer, training_set, recipe, epoch, device, bar)}
-            loss, accuracy = measure(predict(model, data.validation), data.validation.targets)
-            row |= {"validation_loss": loss, "validation_accuracy": accuracy, "seconds": time.perf_counter() - started}
-            history.append(row)
-            if recipe.patience is None or _best(history) == epoch:
-                kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        while len(state.history) < recipe.epochs and not _stops(state.history, recipe.patience):
+            started = time.perf_counter()
+            row = _train_epoch(state, batches, bar)
+            if not recipe.all_images:
+                logits = predict(state.tested, data.validation, views=recipe.views)
+                loss, accuracy = measure(logits, data.validation.targets)
+                row |= {"validation_loss": loss, "validation_accuracy": accuracy}
+            state.history.append(row | {"seconds": time.perf_counter() - started})
+            if recipe.patience is None or _best(state.history) == len(state.history):
+                state.kept = {name: tensor.clone() for name, tensor in state.tested.state_dict().items()}
             if checkpoint:
-                _write_checkpoint(checkpoint, recipe, model, optimizer, history, kept)
+                state.write(checkpoint)
 
-    model.load_state_dict(kept)
+    model.load_state_dict(state.kept)
     model = round_to_half(model).eval()
     model.classes = data.classes
-    table = pd.DataFrame(history)
+    table = pd.DataFrame(state.history)
     record = _write_record(Path(out), recipe, model, table, training_set, data, device) if out else None
     if checkpoint:
         checkpoint.unlink()
     return Run(model.cpu(), table, record)
 
 
-def _train_epoch(model, optimizer, training_set: ArrayDataset, recipe: Recipe, epoch: int, device, bar) -> dict:
+def _train_epoch(state: "_State", batches: ArrayBatches, bar: tqdm) -> dict:
+    recipe, model, epoch = state.recipe, state.model, len(state.history) + 1
     # Each epoch draws from a seed of its own: a resumed run then needs no state of the random generator.
     torch.manual_seed(1_000_000 * recipe.seed + epoch)
     model.train()
-    seen = total_loss = correct = 0
-    for batch in torch.randperm(len(training_set)).split(recipe.batch_size):
-        x, y = (t.to(device) for t in training_set.tensors(batch.numpy()))
-        logits = model(x)
-        loss = cross_entropy(logits, y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    seen, total_loss, correct = 0, 0.0, 0.0
+    for step, (x, y) in enumerate(batches.epoch(epoch)):
+        set_progress(state.optimizers, recipe, (epoch - 1 + step / len(batches)) / recipe.epochs)
+        loss, hits = _step(state, x, y)
         seen += len(y)
-        total_loss += loss.item() * len(y)
-        correct += (logits.argmax(1) == y).sum().item()
+        total_loss += loss * len(y)
+        correct += hits
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"The loss is {loss} at step {step + 1} of epoch {epoch} of {recipe.name!r}. Try a smaller lr "
+                f"(it is {recipe.lr:g}), a warm-up such as schedule='one-cycle', or precision='float32'."
+            )
         bar.set_postfix_str(f"epoch {epoch}: {total_loss / seen:.3f} nats, {correct / seen:.1%}", refresh=False)
         bar.update()
-    return {"train_loss": total_loss / seen, "train_accuracy": correct / seen}
+    return {"epoch": epoch, "train_loss": total_loss / seen, "train_accuracy": correct / seen}
+
+
+def _step(state: "_State", x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
+    """One step of every optimiser; the mean loss of the batch, and how many of its images were right."""
+    recipe, loss, hits = state.recipe, 0.0, 0
+    for optimizer in state.optimizers:
+        optimizer.zero_grad()
+    for part_x, part_y in zip(x.chunk(recipe.accumulate), y.chunk(recipe.accumulate), strict=True):
+        with torch.autocast(x.device.type, PRECISIONS[recipe.precision], enabled=recipe.precision != "float32"):
+            logits = state.model(part_x)
+        part = cross_entropy(logits.float(), part_y, label_smoothing=recipe.label_smoothing) * len(part_y) / len(y)
+        state.scaler.scale(part).backward()
+        loss += part.item()
+        hits += (logits.argmax(1) == part_y).sum().item()
+    for optimizer in state.optimizers:
+        state.scaler.step(optimizer)
+    state.scaler.update()
+    if state.average is not None:
+        state.average.update_parameters(state.model)
+    return loss, hits
+
+
+class _State:
+    """All that changes while a recipe is trained, and its way to a checkpoint and back.
+
+    average  the moving average of the model's weights, or None
+    history  a dictionary an epoch
+    kept     the weights to be returned, as they stand
+    """
+
+    def __init__(self, recipe: Recipe, model: nn.Module, device: torch.device):
+        self.recipe, self.model, self.history, self.kept = recipe, model, [], None
+        self.optimizers = build_optimizers(recipe, model)
+        self.average = None
+        if recipe.ema is not None:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+
+    @property
+    def tested(self) -> nn.Module:
+        """What is tested and kept: the moving average, or the model itself where there is none."""
+        return self.model if self.average is None else self.average.module
+
+    def write(self, file: Path) -> None:
+        tensors = {f"model/{name}": t for name, t in self.model.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"average/{name}": t for name, t in self.average.state_dict().items()}
+        tensors |= {f"kept/{name}": t for name, t in self.kept.items()}
+        for number, optimizer in enumerate(self.optimizers):
+            for i, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer/{number}/{i}/{name}": t for name, t in state.items() if t is not None}
+        about = {
+            "recipe": json.dumps(asdict(self.recipe)),
+            "history": json.dumps(self.history),
+            "scaler": json.dumps(self.scaler.state_dict()),
+        }
+        with replacing(file) as scratch:
+            save_file({name: t.contiguous() for name, t in tensors.items()}, scratch, metadata=about)
+
+    def resume(self, file: Path) -> None:
+        """Go on from a checkpoint, where there is one. Raises ValueError for that of another recipe."""
+        if not file.is_file():
+            return
+        parts = {"model": {}, "average": {}, "kept": {}, "optimizer": {}}
+        with safe_open(file, framework="pt") as stored:
+            about = stored.metadata()
+            if json.loads(about["recipe"]) != asdict(self.recipe):
+                raise ValueError(
+                    f"{file} belongs to another recipe. Delete it to start afresh, or choose another folder."
+                )
+            for key in stored.keys():
+                part, name = key.split("/", 1)
+                parts[part][name] = stored.get_tensor(key)
+        self.model.load_state_dict(parts["model"])
+        if self.average is not None:
+            self.average.load_state_dict(parts["average"])
+        states = [{} for _ in self.optimizers]
+        for key, tensor in parts["optimizer"].items():
+            number, i, name = key.split("/")
+            states[int(number)].setdefault(int(i), {})[name] = tensor
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        self.scaler.load_state_dict(json.loads(about["scaler"]))
+        self.history, self.kept = json.loads(about["history"]), parts["kept"]
+
+
+def _training_set(recipe: Recipe, data: Splits) -> ArrayDataset:
+    images = data.train
+    if recipe.all_images:
+        pixels, targets = (np.concatenate([getattr(part, name) for part in (data.train, data.validation)])
+                           for name in ("data", "targets"))  # fmt: skip
+        images = ArrayDataset(pixels, targets, data.classes)
+    return images.take(slice(0, recipe.train_images))
 
 
 def _best(history: list[dict]) -> int:
@@ -167,12 +241,19 @@ def _fastest_device() -> str:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: ArrayDataset, *, batch_size: int = 500) -> torch.Tensor:
-    """The logits of every image, (N, classes) float32 on the CPU. Leaves the model in evaluation mode."""
+def predict(model: nn.Module, images: ArrayDataset, *, batch_size: int = 500, views: int = 1) -> torch.Tensor:
+    """The logits of every image, (N, classes) float32 on the CPU. Leaves the model in evaluation mode.
+
+    views  how many views of an image are averaged: 1, 2 or 6, as `batches.views` has them
+    """
     device = next(model.parameters()).device
     model.eval()
-    parts = torch.arange(len(images)).split(batch_size)
-    return torch.cat([model(images.tensors(part.numpy())[0].to(device)).float().cpu() for part in parts])
+    parts = []
+    for part in torch.arange(len(images)).split(batch_size):
+        pixels = torch.from_numpy(np.require(images.data[part.numpy()], requirements="CW")).to(device)
+        x = normalised(pixels, model.prepare)
+        parts.append(sum(share * model(view).float() for share, view in views_of(x, views)).cpu())
+    return torch.cat(parts)
 
 
 def measure(logits: torch.Tensor, targets) -> tuple[float, float]:
@@ -181,55 +262,26 @@ def measure(logits: torch.Tensor, targets) -> tuple[float, float]:
     return cross_entropy(logits, targets).item(), (logits.argmax(1) == targets).double().mean().item()
 
 
-# --- checkpoint and record ---
-
-
-def _write_checkpoint(file: Path, recipe: Recipe, model, optimizer, history: list[dict], kept: dict) -> None:
-    tensors = {f"model/{name}": t for name, t in model.state_dict().items()}
-    tensors |= {f"kept/{name}": t for name, t in kept.items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{i}/{name}": t for name, t in state.items()}
-    about = {"recipe": json.dumps(asdict(recipe)), "history": json.dumps(history)}
-    with replacing(file) as scratch:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, scratch, metadata=about)
-
-
-def _resume(file: Path, recipe: Recipe, model, optimizer) -> tuple[list[dict], dict | None]:
-    """Put model and optimizer where the checkpoint left them; its history and kept weights, or none of either."""
-    if not file.is_file():
-        return [], None
-    tensors = {"model": {}, "kept": {}, "optimizer": {}}
-    with safe_open(file, framework="pt") as stored:
-        about = stored.metadata()
-        if json.loads(about["recipe"]) != asdict(recipe):
-            raise ValueError(f"{file} belongs to another recipe. Delete it to start afresh, or choose another folder.")
-        for key in stored.keys():
-            part, name = key.split("/", 1)
-            tensors[part][name] = stored.get_tensor(key)
-    model.load_state_dict(tensors["model"])
-    state = {}
-    for key, tensor in tensors["optimizer"].items():
-        i, name = key.split("/")
-        state.setdefault(int(i), {})[name] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return json.loads(about["history"]), tensors["kept"]
-
-
 def _write_record(folder: Path, recipe, model, history, training_set, data: Splits, device) -> dict:
-    """Save the weights and measure them, as they are saved, on all three parts of the data set."""
+    """Save the weights and measure them, as they are saved, on all parts of the data set."""
     save_model(model, folder / "weights.safetensors", architecture=recipe.model, classes=data.classes)
-    test_logits = predict(model, data.test).half()
+    parts = {"train": training_set, "test": data.test}
+    if not recipe.all_images:
+        parts["validation"] = data.validation
+    logits = {
+        name: predict(model, images, views=recipe.views if name != "train" else 1) for name, images in parts.items()
+    }
+    logits["test"] = logits["test"].half()
     metrics = {}
-    for part, images in (("train", training_set), ("validation", data.validation), ("test", data.test)):
-        logits = test_logits.float() if part == "test" else predict(model, images)
-        loss, accuracy = measure(logits, images.targets)
-        metrics |= {f"{part}_loss": loss, f"{part}_accuracy": accuracy}
+    for name in parts:
+        loss, accuracy = measure(logits[name].float(), parts[name].targets)
+        metrics |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
     rows = history.to_dict("records")
     record = {
         "recipe": asdict(recipe),
         "command": f"gradcam-lib train {recipe.name}",
         "dataset_sha256": data.sha256,
-        "images": {"train": len(training_set), "validation": len(data.validation), "test": len(data.test)},
+        "images": {name: len(images) for name, images in parts.items()},
         "parameters": sum(p.numel() for p in model.parameters()),
         "epochs_run": len(rows),
         "kept_epoch": len(rows) if recipe.patience is None else _best(rows),
@@ -237,5 +289,5 @@ def _write_record(folder: Path, recipe, model, history, training_set, data: Spli
         "training_seconds": round(float(history["seconds"].sum()), 1),
         **describe_machine(device),
     }
-    write_record(folder, record, history, test_logits.numpy())
+    write_record(folder, record, history, logits["test"].numpy())
     return record
