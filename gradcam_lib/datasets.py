@@ -315,7 +315,7 @@ def _prepared(info: DatasetInfo) -> Path:
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
+def appearing(folder: Path) -> Iterator[Path]:
     """A scratch folder that becomes `folder` at the end, so that a killed run never leaves half of one."""
     scratch = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
@@ -336,7 +336,7 @@ def _store_from_first_source(info: DatasetInfo, user: Path | None, folder: Path)
             failures.append(f"{title}: not set")
             continue
         try:
-            with _appearing(folder) as scratch:
+            with appearing(folder) as scratch:
                 downloads = scratch / "downloads"
                 downloads.mkdir()
                 about = store(info, source(info, user, downloads), scratch)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import socket
 from collections.abc import Iterable
+from dataclasses import asdict
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -87,6 +88,9 @@ def _saved(file: Path) -> nn.Module:
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"{file} holds no model of this library: {' '.join(str(error).split())}") from error
     model.classes = tuple(classes)
+    if "prepare" in about:
+        values = json.loads(about["prepare"])  # JSON knows no tuples
+        model.prepare = Preparation(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     return model
 
 
@@ -164,6 +168,7 @@ def save_model(model: nn.Module, file: Path, *, architecture: str, classes: Iter
     """Write the weights in half precision, with what `load_model` needs to know in the file's header."""
     classes = list(classes)
     about = {"architecture": architecture, "outputs": str(len(classes)), "classes": json.dumps(classes)}
+    about["prepare"] = json.dumps(asdict(model.prepare))  # a recipe may have trained it at another size than its own
     state = {name: tensor.detach().half().contiguous().cpu() for name, tensor in model.state_dict().items()}
     with replacing(file) as scratch:
         save_file(state, scratch, metadata=about)

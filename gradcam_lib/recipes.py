@@ -16,6 +16,7 @@ class Recipe:
     batch_size       images a step, over all devices together
     accumulate       parts in which a batch is computed, one after the other, where memory is short
     train_images     use only the first so many training images; None uses all
+    per_class        use only the first so many training images of each class; None uses all
     all_images       train on the training and the validation images together, as published figures for CIFAR-10 do;
                      then nothing is left to choose by, and nothing may be chosen
     balanced         draw every class equally often, whatever its number of images
@@ -31,9 +32,15 @@ class Recipe:
     patience         epochs without a better validation accuracy after which training stops, and the best epoch's
                      weights are kept; None trains all epochs and keeps the last one's
 
-    flip             "none", "random", or "alternating": every image is seen both ways in turn (Jordan 2024)
-    shift            pixels by which an image is moved at most, its border reflected
-    cutout           side of a square of grey laid somewhere on the image, in pixels
+    image_size       side of the square that the network is shown, in pixels; None takes the network's own. Pictures of
+                     CIFAR and shapes are taken as they are
+    crop             of photographs: "centre", as in testing, or "random", a part of random place, size and shape
+                     brought to the square (Szegedy et al. 2015)
+    jitter           of photographs: how far brightness, contrast and saturation may be changed, as a share
+    flip             "none", "random", or "alternating": every image is seen both ways in turn (Jordan 2024; not for
+                     photographs)
+    shift            pixels by which an image is moved at most, its border reflected; not for photographs
+    cutout           side of a square of grey laid somewhere on the image, in pixels; not for photographs
     views            of each image that are averaged in testing: 1, 2 with its mirror image, 6 with shifts by a pixel
 
     precision        "float32", "bfloat16" or "float16", of the network's products; its weights stay float32
@@ -47,6 +54,7 @@ class Recipe:
     batch_size: int = 64
     accumulate: int = 1
     train_images: int | None = None
+    per_class: int | None = None
     all_images: bool = False
     balanced: bool = False
 
@@ -60,6 +68,9 @@ class Recipe:
     ema: float | None = None
     patience: int | None = None
 
+    image_size: int | None = None
+    crop: str = "centre"
+    jitter: float = 0.0
     flip: str = "none"
     shift: int = 0
     cutout: int = 0

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,11 @@ from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from .architectures import build_model
-from .batches import ArrayBatches, normalised
+from .architectures import Preparation, build_model
+from .batches import ArrayBatches, PictureBatches, in_order, normalised
 from .batches import views as views_of
-from .datasets import ArrayDataset, Splits, load_dataset
+from .datasets import ArrayDataset, FolderSplit, Splits, load_dataset
+from .decoded import DecodedPictures, decode
 from .models import round_to_half, save_model
 from .optimizers import build_optimizers, set_progress
 from .recipes import RECIPES, Recipe
@@ -28,6 +29,9 @@ from .records import describe_machine, replacing, write_record
 __all__ = ["RECIPES", "Recipe", "Run", "TrainingError", "measure", "predict", "train"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+PIXELS = Preparation(resize=224, size=224)  # neither normalised nor, for CIFAR and shapes, resized
 
 
 class TrainingError(RuntimeError):
@@ -73,11 +77,15 @@ def train(
         raise ValueError(f"{recipe.name!r}: patience needs validation images, and all_images trains on them. Drop one.")
     device = torch.device(device or _fastest_device())
     data = data or load_dataset(recipe.dataset)
-    training_set = _training_set(recipe, data)
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, len(data.classes))
     model = model.to(device, memory_format=torch.channels_last)  # the images' own layout; 1.5 times as fast on a CPU
-    batches = ArrayBatches(training_set, recipe, model.prepare, device)
+    model.prepare = _preparation(recipe, model.prepare)
+    if isinstance(data.train, FolderSplit):
+        data = decode(data, model.prepare.resize)
+    training_set = _training_set(recipe, data)
+    make = ArrayBatches if isinstance(training_set, ArrayDataset) else PictureBatches
+    batches = make(training_set, recipe, model.prepare, device)
     if hasattr(model, "set_whitening"):
         model.set_whitening(normalised(batches.pixels[:5000], model.prepare))
     state = _State(recipe, model, device)
@@ -196,7 +204,7 @@ class _State:
         parts = {"model": {}, "average": {}, "kept": {}, "optimizer": {}}
         with safe_open(file, framework="pt") as stored:
             about = stored.metadata()
-            if json.loads(about["recipe"]) != asdict(self.recipe):
+            if Recipe(**json.loads(about["recipe"])) != self.recipe:
                 raise ValueError(
                     f"{file} belongs to another recipe. Delete it to start afresh, or choose another folder."
                 )
@@ -216,12 +224,24 @@ class _State:
         self.history, self.kept = json.loads(about["history"]), parts["kept"]
 
 
-def _training_set(recipe: Recipe, data: Splits) -> ArrayDataset:
+def _preparation(recipe: Recipe, own: Preparation) -> Preparation:
+    """How the network is shown its pictures: as it was made for, or in the same way at the recipe's size."""
+    if recipe.image_size is None:
+        return own
+    return replace(own, resize=round(own.resize * recipe.image_size / own.size), size=recipe.image_size)
+
+
+def _training_set(recipe: Recipe, data: Splits) -> ArrayDataset | DecodedPictures:
     images = data.train
+    if recipe.all_images and not isinstance(images, ArrayDataset):
+        raise ValueError(f"{recipe.name!r}: all_images is for CIFAR and shapes; {data.info.title} keeps its parts.")
     if recipe.all_images:
         pixels, targets = (np.concatenate([getattr(part, name) for part in (data.train, data.validation)])
                            for name in ("data", "targets"))  # fmt: skip
         images = ArrayDataset(pixels, targets, data.classes)
+    if recipe.per_class is not None:
+        firsts = [np.flatnonzero(images.targets == c)[: recipe.per_class] for c in range(len(data.classes))]
+        images = images.take(np.sort(np.concatenate(firsts)))
     return images.take(slice(0, recipe.train_images))
 
 
@@ -241,17 +261,17 @@ def _fastest_device() -> str:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: ArrayDataset, *, batch_size: int = 500, views: int = 1) -> torch.Tensor:
+def predict(model: nn.Module, images, *, batch_size: int = 500, views: int = 1) -> torch.Tensor:
     """The logits of every image, (N, classes) float32 on the CPU. Leaves the model in evaluation mode.
 
-    views  how many views of an image are averaged: 1, 2 or 6, as `batches.views` has them
+    model   with `model.prepare`, as `build_model` and `load_model` give it; one without is shown pixels in [0, 1]
+    images  an `ArrayDataset`, or `DecodedPictures`
+    views   how many views of an image are averaged: 1, 2 or 6, as `batches.views` has them
     """
     device = next(model.parameters()).device
     model.eval()
     parts = []
-    for part in torch.arange(len(images)).split(batch_size):
-        pixels = torch.from_numpy(np.require(images.data[part.numpy()], requirements="CW")).to(device)
-        x = normalised(pixels, model.prepare)
+    for x in in_order(images, getattr(model, "prepare", PIXELS), device, batch_size):
         parts.append(sum(share * model(view).float() for share, view in views_of(x, views)).cpu())
     return torch.cat(parts)
 

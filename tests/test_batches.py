@@ -44,10 +44,10 @@ def test_an_epoch_holds_every_image_once_with_its_label_in_a_new_order(data):
 
 
 def test_normalising_is_by_the_networks_own_mean_and_deviation():
-    pixels = torch.tensor([[[[51, 102, 255]]]], dtype=torch.uint8)
+    pixels = torch.tensor([51, 102, 255], dtype=torch.uint8)[None, :, None, None]
     prepare = Preparation(1, 1, mean=(0.2, 0.2, 0.5), std=(1.0, 0.1, 0.25))
     assert torch.allclose(normalised(pixels, prepare).flatten(), torch.tensor([0.0, 2.0, 2.0]))
-    assert normalised(torch.zeros(2, 4, 4, 3, dtype=torch.uint8), prepare).is_contiguous(
+    assert normalised(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), prepare).is_contiguous(
         memory_format=torch.channels_last
     )
 

@@ -1,0 +1,163 @@
+"""Photographs decoded once: the same pixels, in order, whole or not at all; and what a recipe then does to them."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+import gradcam_lib as gc
+from gradcam_lib import batches, decoded, training
+from gradcam_lib.architectures import Preparation
+from gradcam_lib.batches import PictureBatches, in_order
+from gradcam_lib.datasets import DATASETS, DatasetError, FolderSplit, Splits
+from gradcam_lib.decoded import decode
+from gradcam_lib.recipes import Recipe
+
+CPU = torch.device("cpu")
+RECIPE = Recipe("photographs", "caltech101", "report-cnn", batch_size=8)
+SQUARE = Preparation(32, 32)
+
+
+class Photographs(Dataset):
+    """Pictures of many sizes, as torchvision's folder data sets give them."""
+
+    def __init__(self, count=30):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        rng = np.random.default_rng(i)
+        coarse = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        return Image.fromarray(coarse).resize((int(rng.integers(20, 90)), int(rng.integers(20, 90)))), i % 3
+
+
+@pytest.fixture
+def photographs(cache):
+    targets = np.arange(30) % 3
+    parts = np.arange(0, 18), np.arange(18, 24), np.arange(24, 30)
+    whole, classes = Photographs(), ("ant", "bee", "cat")
+    return Splits(
+        DATASETS["caltech101"], *(FolderSplit(whole, part, targets, classes) for part in parts), classes, "0" * 64
+    )
+
+
+def test_small_pictures_keep_their_pixels_and_large_ones_their_shape(photographs):
+    parts = decode(photographs, 40)
+    for name in ("train", "validation", "test"):
+        split, pictures = getattr(photographs, name), getattr(parts, name)
+        assert len(pictures) == len(split) and (pictures.targets == split.targets).all()
+        for i in range(len(split)):
+            (image, label), (picture, target) = split[i], pictures[i]
+            assert (picture.dtype, label) == (torch.uint8, target)
+            width, height = image.size
+            share = min(40 / min(width, height), 1)
+            assert picture.shape == (3, round(height * share), round(width * share))
+            expected = np.asarray(image.resize(picture.shape[:0:-1], Image.Resampling.BILINEAR))
+            assert (picture.permute(1, 2, 0).numpy() == expected).all()
+
+
+def test_they_are_decoded_once(photographs, monkeypatch):
+    first = decode(photographs, 40)
+    monkeypatch.setattr(decoded, "_write", lambda *a: pytest.fail("decoded again"))
+    again = decode(photographs, 40)
+    assert torch.equal(first.test[3][0], again.test[3][0])
+
+
+@pytest.mark.parametrize("harm", ["cut short", "of another version", "no places"])
+def test_damage_is_noticed(photographs, cache, harm):
+    decode(photographs, 40)
+    folder = cache / "caltech101-40px"
+    if harm == "cut short":
+        os.truncate(folder / "pixels.bin", 1000)
+    elif harm == "no places":
+        (folder / "places.npy").unlink()
+    else:
+        about = json.loads((folder / "about.json").read_text())
+        (folder / "about.json").write_text(json.dumps(about | {"source_sha256": "1" * 64}))
+    with pytest.raises(DatasetError, match=r"decoded Caltech-101 is damaged .*\. Delete .*caltech101-40px and decode"):
+        decode(photographs, 40)
+
+
+def test_a_data_set_with_a_transform_is_refused(photographs):
+    class Tensors(Photographs):
+        def __getitem__(self, i):
+            return torch.zeros(3, 5, 5), 0
+
+    split = FolderSplit(Tensors(), np.arange(3), np.zeros(30, int), ("ant",))
+    with pytest.raises(ValueError, match="load the data set without a transform"):
+        decode(replace(photographs, train=split), 40)
+
+
+def test_a_process_that_is_killed_leaves_nothing_half_made(photographs, cache):
+    class Slow(Photographs):
+        def __getitem__(self, i):
+            time.sleep(0.02)
+            return super().__getitem__(i)
+
+    slow = replace(photographs, train=FolderSplit(Slow(), np.arange(18), np.arange(30) % 3, photographs.classes))
+    fork = multiprocessing.get_context("fork")
+    for wait in np.random.default_rng(0).uniform(0.01, 0.1, 6):
+        child = fork.Process(target=decode, args=(slow, 40))
+        child.start()
+        time.sleep(wait)
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        assert not (cache / "caltech101-40px").exists()
+    assert len(decode(photographs, 40).train) == 18
+
+
+# --- batches of them ---
+
+
+def epoch(data, recipe, number=1, prepare=SQUARE):
+    torch.manual_seed(0)
+    x, y = zip(*PictureBatches(data, recipe, prepare, CPU).epoch(number), strict=True)
+    return torch.cat(x), torch.cat(y)
+
+
+def test_a_centre_crop_is_the_one_of_testing(photographs):
+    train = decode(photographs, 40).train
+    x, y = epoch(train, RECIPE)
+    tested = torch.cat(list(in_order(train, SQUARE, CPU, 7)))
+    assert tested.shape == (18, 3, 32, 32)
+    order = [(tested == image).flatten(1).all(1).nonzero().item() for image in x]
+    assert sorted(order) == list(range(18)) and order != list(range(18))
+    assert (y.numpy() == train.targets[order]).all()
+
+
+def test_what_happens_to_a_picture_does_not_depend_on_how_many_processes_there_are(photographs, monkeypatch):
+    train = decode(photographs, 40).train
+    recipe = replace(RECIPE, crop="random", flip="random", jitter=0.3)
+    results = []
+    for number in (0, 1, 2):
+        monkeypatch.setattr(batches, "workers", lambda number=number: number)
+        results.append(epoch(train, recipe)[0])
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    assert not torch.equal(results[0], epoch(train, recipe, number=2)[0])
+    assert not torch.equal(results[0], epoch(train, replace(recipe, seed=1))[0])
+
+
+def test_a_recipe_of_photographs_trains_at_its_size_and_its_weights_remember_it(photographs, tmp_path):
+    recipe = replace(RECIPE, epochs=2, image_size=32, crop="random", flip="random", per_class=4)
+    run = gc.train(recipe, data=photographs, out=tmp_path, progress=False)
+    assert run.record["images"] == {"train": 12, "validation": 6, "test": 6}
+    model = gc.load_model(tmp_path / "weights.safetensors")
+    assert model.prepare == run.model.prepare == Preparation(32, 32)
+    logits = gc.predict(model, decode(photographs, 32).test)
+    assert np.abs(logits.numpy() - np.load(tmp_path / "test_logits.npy")).max() < 0.01
+
+
+def test_a_size_of_ones_own_keeps_the_way_of_showing():
+    own = Preparation(256, 224, mean=(0.5, 0.4, 0.3), interpolation="bicubic")
+    assert training._preparation(replace(RECIPE, image_size=112), own) == replace(own, resize=128, size=112)
+    assert training._preparation(RECIPE, own) is own
