@@ -174,9 +174,8 @@ class ArrayDataset(torchvision.datasets.VisionDataset):
 
     def tensors(self, indices=slice(None)):
         """Images as a (B, 3, H, W) float tensor in [0, 1] and their labels as a (B,) int64 tensor."""
-        pixels = torch.from_numpy(
-            np.require(self.data[indices], requirements="CW")
-        )  # a copy, where it is the stored file
+        # A copy, where it is the stored file, which may not be written to.
+        pixels = torch.from_numpy(np.require(self.data[indices], requirements="CW"))
         return pixels.permute(0, 3, 1, 2).float() / 255, torch.from_numpy(self.targets[indices])
 
     def take(self, indices):

@@ -363,14 +363,13 @@ def curves(x, lines, xlabel, ylabel, *, log="", points=False):
 
 
 @figure_in_style
-def distributions(panels, xlabel, *, bins=60, limits=None):
+def distributions(panels, xlabel, *, bins=60):
     """How values are distributed, a panel for each title and in it a line for each row.
 
     panels  {title: (rows, n)}
-    limits  of the x axis, for all panels; None takes what holds all values
     """
     figure, axes = plt.subplots(len(panels), 1, figsize=(4.6, 1.7 * len(panels) + 0.3), sharex=True, squeeze=False)
-    least, most = limits or (min(np.min(v) for v in panels.values()), max(np.max(v) for v in panels.values()))
+    least, most = min(np.min(v) for v in panels.values()), max(np.max(v) for v in panels.values())
     edges = np.linspace(least, most, bins + 1)
     for axis, (title, rows) in zip(axes[:, 0], panels.items(), strict=True):
         for row, colour in zip(rows, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(rows))), strict=True):

@@ -71,12 +71,7 @@ EVERY_LAYER = [(name, layer) for name, layers in LAYERS.items() for layer in lay
 LATE_LAYERS = [(n, l) for n, l in EVERY_LAYER if n in SMOOTH or l in LAYERS[n][-2:]]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def size_of(name):

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from cam_oracle import network, pictures
 
 for module in ("captum", "pytorch_grad_cam", "torchcam"):
@@ -24,12 +23,7 @@ def cases(method):
     return HEAD_OF_CAM if method == "cam" else MANY_PASSES if method in ("score-cam", "ablation-cam") else CASES
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def compare(library, method, name, side, layer, lowest=False):
