@@ -24,6 +24,9 @@ __all__ = [
     "ReportVGG",
     "SEResNet18",
     "build_model",
+    "last_linear",
+    "torchvision_networks",
+    "torchvision_preparation",
 ]
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -391,16 +394,48 @@ ARCHITECTURES = {
 }
 
 
+def torchvision_networks() -> list[str]:
+    """The names of torchvision's classification networks."""
+    import torchvision
+
+    return torchvision.models.list_models(module=torchvision.models)  # without those for detection, video and so on
+
+
+def torchvision_preparation(name: str) -> Preparation:
+    """How the best ImageNet weights of a torchvision network were shown their pictures."""
+    from torchvision.models import get_model_weights
+
+    shown = get_model_weights(name).DEFAULT.transforms()
+    (resize,), (size,) = shown.resize_size, shown.crop_size
+    return Preparation(resize, size, tuple(shown.mean), tuple(shown.std), shown.interpolation.value)
+
+
+def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
+    """The layer that gives the logits, and its name. Raises ValueError for a network without a linear layer."""
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError("This network has no linear layer that could be replaced by one for other classes.")
+    return linear[-1]
+
+
 def build_model(architecture: str, classes: int | None = None) -> nn.Module:
     """An untrained network, its weights drawn from PyTorch's global random generator.
 
     architecture  "report-cnn" or "vgg-report", the networks of the two reports; "cifar10-fast"; "se-resnet18", or
-                  "cifar10-se-resnet18" for pictures of 32 pixels; "efficientnet-lite0"
+                  "cifar10-se-resnet18" for pictures of 32 pixels; "efficientnet-lite0"; or a classification network of
+                  torchvision
     classes       how many; None takes those it was made for: 10 for CIFAR-10, 257 for Caltech-256, 1,000 for ImageNet
 
     Raises ValueError for an architecture that does not exist.
     """
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"There is no architecture {architecture!r}. Choose one of: {', '.join(ARCHITECTURES)}.")
-    build = ARCHITECTURES[architecture]
-    return build() if classes is None else build(classes=classes)
+    chosen = {} if classes is None else {"classes": classes}
+    if architecture in ARCHITECTURES:
+        return ARCHITECTURES[architecture](**chosen)
+    if architecture not in torchvision_networks():
+        known = ", ".join(ARCHITECTURES)
+        raise ValueError(f"There is no architecture {architecture!r}. Choose one of: {known}; or one of torchvision's.")
+    from torchvision.models import get_model
+
+    model = get_model(architecture, weights=None, num_classes=classes or 1000)
+    model.prepare = torchvision_preparation(architecture)
+    return model

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from .datasets import DATASETS, DatasetError, load_dataset
@@ -22,8 +23,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     training = commands.add_parser("train", help="train a recipe whole and record it; goes on after an interruption")
     training.add_argument("recipe", choices=RECIPES)
-    training.add_argument("--out", type=Path, help="folder of the record (default: data/records/RECIPE)")
+    training.add_argument("--seed", type=int, default=0, help="of everything that chance decides (default: 0)")
+    training.add_argument("--out", type=Path, help="folder of the record (default: data/records/RECIPE[-seedN])")
     training.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
+    training.add_argument("--compile", action="store_true", help="make one program of the network: faster on a GPU")
+    training.add_argument("--deterministic", action="store_true", help="the same bits every time, also on a GPU")
+    training.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write event files for TensorBoard")
 
     chosen = parser.parse_args(arguments)
     try:
@@ -32,8 +37,18 @@ def main(arguments: list[str] | None = None) -> int:
             parts = {part: len(getattr(found, part)) for part in ("train", "validation", "test")}
             print(json.dumps({"title": found.info.title, **parts, "sha256": found.sha256}, indent=2))
         else:
-            out = chosen.out or records_folder() / chosen.recipe
-            print(json.dumps(train(RECIPES[chosen.recipe], out=out, device=chosen.device).record["metrics"], indent=2))
+            recipe = replace(RECIPES[chosen.recipe], seed=chosen.seed)
+            name = recipe.name + (f"-seed{recipe.seed}" if recipe.seed else "")
+            run = train(
+                recipe,
+                out=chosen.out or records_folder() / name,
+                device=chosen.device,
+                compile=chosen.compile,
+                deterministic=chosen.deterministic,
+                tensorboard=chosen.tensorboard,
+            )
+            if run.record is not None:  # of many workers, one says it
+                print(json.dumps(run.record["metrics"], indent=2))
     except (DatasetError, TrainingError, ValueError) as error:
         print(f"gradcam-lib: {error}", file=sys.stderr)
         return 1

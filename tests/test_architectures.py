@@ -10,12 +10,15 @@ from torch import nn
 import gradcam_lib as gc
 from gradcam_lib.architectures import (
     ARCHITECTURES,
+    IMAGENET,
     AirbenchNet,
+    Preparation,
     ReportVGG,
     SEBlock,
     SEResNet18,
     SqueezeExcitation,
     build_model,
+    last_linear,
 )
 
 
@@ -231,3 +234,14 @@ def test_the_layer_that_grad_cam_takes_is_the_last_one_with_a_map(name, layer, s
     result = gc.explain(model, torch.randn(2, 3, 32, 32))
     assert (result.layer, result.maps.shape[1:]) == (layer, shape[1:])
     assert gc.list_layers(model, torch.randn(1, 3, 32, 32))[-1].shape == shape
+
+
+def test_torchvisions_networks_are_built_for_as_many_classes_as_are_asked_for():
+    model = build_model("mobilenet_v3_small", 7)
+    assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+    assert model.prepare == Preparation(256, 224, **IMAGENET)
+
+
+def test_a_network_without_a_linear_layer_has_no_last_one():
+    with pytest.raises(ValueError, match="no linear layer that could be replaced"):
+        last_linear(torch.nn.Conv2d(3, 3, 1))

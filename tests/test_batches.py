@@ -8,11 +8,12 @@ import torch
 from torch.nn import functional as F
 
 from gradcam_lib.architectures import Preparation
-from gradcam_lib.batches import ArrayBatches, normalised, views
+from gradcam_lib.batches import ArrayBatches, normalised, side_of, views
 from gradcam_lib.datasets import ArrayDataset
 from gradcam_lib.recipes import Recipe
+from gradcam_lib.world import World
 
-CPU = torch.device("cpu")
+CPU = World(torch.device("cpu"))
 PLAIN = Recipe("plain", "none", "none", batch_size=16)
 AS_IS = Preparation(32, 32)
 
@@ -26,8 +27,7 @@ def data():
 
 
 def epoch(data, recipe, number=1, seed=0, prepare=AS_IS):
-    torch.manual_seed(seed)
-    x, y = zip(*ArrayBatches(data, recipe, prepare, CPU).epoch(number), strict=True)
+    x, y, _ = zip(*ArrayBatches(data, replace(recipe, seed=seed), prepare, CPU).epoch(number), strict=True)
     return torch.cat(x), torch.cat(y)
 
 
@@ -39,7 +39,7 @@ def test_an_epoch_holds_every_image_once_with_its_label_in_a_new_order(data):
     original = torch.from_numpy(data.data).permute(0, 3, 1, 2).float() / 255
     assert torch.equal(x, original[numbers])
     assert numbers.tolist() not in (list(range(50)), (epoch(data, PLAIN, seed=1)[0][:, 0, 0, 0] * 255).tolist())
-    sizes = [len(y) for _, y in ArrayBatches(data, PLAIN, AS_IS, CPU).epoch(1)]
+    sizes = [n for _, _, n in ArrayBatches(data, PLAIN, AS_IS, CPU).epoch(1)]
     assert sizes == [16, 16, 16, 2] and len(ArrayBatches(data, PLAIN, AS_IS, CPU)) == 4
 
 
@@ -73,10 +73,10 @@ def test_random_mirroring_is_new_in_every_epoch(data):
 
 def test_alternating_mirroring_shows_every_image_both_ways_in_turn(data):
     recipe = replace(PLAIN, flip="alternating")
-    sides = [mirrored(epoch(data, recipe, number=n, seed=n)[0], data) for n in (1, 2, 3, 4)]
+    sides = [mirrored(epoch(data, recipe, number=n)[0], data) for n in (1, 2, 3, 4)]
     assert 10 < sides[0].sum() < 40
     assert (sides[0] != sides[1]).all() and (sides[0] == sides[2]).all() and (sides[1] == sides[3]).all()
-    other = mirrored(epoch(data, replace(recipe, seed=1))[0], data)
+    other = mirrored(epoch(data, recipe, seed=1)[0], data)
     assert (other != sides[0]).any()
 
 
@@ -107,10 +107,46 @@ def test_cutout_greys_one_square_within_the_image(data):
 def test_balanced_batches_draw_every_class_equally_often():
     targets = np.repeat([0, 1, 2], [900, 90, 10])
     data = ArrayDataset(np.zeros((1000, 2, 2, 3), np.uint8), targets, tuple("abc"))
-    torch.manual_seed(0)
     batches = ArrayBatches(data, replace(PLAIN, balanced=True), AS_IS, CPU)
-    counts = torch.bincount(torch.cat([y for n in (1, 2, 3) for _, y in batches.epoch(n)]))
+    counts = torch.bincount(torch.cat([y for n in (1, 2, 3) for _, y, _ in batches.epoch(n)]))
     assert counts.sum() == 3000 and (counts - 1000).abs().max() < 130  # five standard deviations
+
+
+EVERYTHING = replace(PLAIN, flip="alternating", shift=2, cutout=4, first_size=8, epochs=4)
+
+
+@pytest.mark.parametrize("recipe", [PLAIN, EVERYTHING, replace(EVERYTHING, flip="random", balanced=True)])
+@pytest.mark.parametrize("workers", [2, 3, 7])
+def test_the_parts_of_all_workers_make_the_batch_of_one(data, recipe, workers):
+    """Also the last batch, of two images, in which most of the workers have no part."""
+    whole = list(ArrayBatches(data, recipe, AS_IS, CPU).epoch(2))
+    parts = [list(ArrayBatches(data, recipe, AS_IS, World(CPU.device, r, workers)).epoch(2)) for r in range(workers)]
+    for (x, y, n), *of_workers in zip(whole, *parts, strict=True):
+        assert torch.equal(x, torch.cat([part[0] for part in of_workers]))
+        assert torch.equal(y, torch.cat([part[1] for part in of_workers]))
+        assert {part[2] for part in of_workers} == {n} == {len(x)}
+
+
+def test_an_epoch_can_be_begun_at_any_of_its_batches(data):
+    batches = ArrayBatches(data, EVERYTHING, AS_IS, CPU)
+    whole, rest = list(batches.epoch(3)), list(batches.epoch(3, first=2))
+    assert len(rest) == 2
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(whole[2:], rest, strict=True))
+
+
+def test_pictures_grow_to_their_full_size_in_three_quarters_of_the_run(data):
+    recipe = replace(PLAIN, epochs=21, first_size=64)
+    sides = [side_of(recipe, 128, epoch) for epoch in range(1, 22)]
+    assert sides == sorted(sides) and sides[0] == 64 and set(sides[16:]) == {128} and sides[8] == 96
+    assert all(side % 8 == 0 for side in sides)
+    assert side_of(replace(recipe, first_size=None), 128, 1) == 128
+    small = next(iter(ArrayBatches(data, replace(recipe, first_size=6), AS_IS, CPU).epoch(1)))[0]
+    original = next(iter(ArrayBatches(data, PLAIN, AS_IS, CPU).epoch(1)))[0]
+    assert small.shape == (16, 3, 6, 6)
+    # Antialiased, half the size: the weights of a triangle four pixels wide, where the border does not count.
+    weights = torch.tensor([1, 3, 3, 1]) / 8
+    expected = torch.einsum("i,bcij,j->bc", weights, original[:, :, 3:7, 5:9], weights)
+    assert torch.allclose(small[:, :, 2, 3], expected, atol=1e-6)
 
 
 def test_the_views_of_an_image_are_itself_its_mirror_image_and_both_moved_by_a_pixel():

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from dataclasses import replace
@@ -14,14 +15,15 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 import gradcam_lib as gc
-from gradcam_lib import batches, decoded, training
+from gradcam_lib import batches, decoded
 from gradcam_lib.architectures import Preparation
-from gradcam_lib.batches import PictureBatches, in_order
+from gradcam_lib.batches import PictureBatches, as_tested, at_size, in_order
 from gradcam_lib.datasets import DATASETS, DatasetError, FolderSplit, Splits
 from gradcam_lib.decoded import decode
 from gradcam_lib.recipes import Recipe
+from gradcam_lib.world import World
 
-CPU = torch.device("cpu")
+CPU = World(torch.device("cpu"))
 RECIPE = Recipe("photographs", "caltech101", "report-cnn", batch_size=8)
 SQUARE = Preparation(32, 32)
 
@@ -120,15 +122,14 @@ def test_a_process_that_is_killed_leaves_nothing_half_made(photographs, cache):
 
 
 def epoch(data, recipe, number=1, prepare=SQUARE):
-    torch.manual_seed(0)
-    x, y = zip(*PictureBatches(data, recipe, prepare, CPU).epoch(number), strict=True)
+    x, y, _ = zip(*PictureBatches(data, recipe, prepare, CPU).epoch(number), strict=True)
     return torch.cat(x), torch.cat(y)
 
 
 def test_a_centre_crop_is_the_one_of_testing(photographs):
     train = decode(photographs, 40).train
     x, y = epoch(train, RECIPE)
-    tested = torch.cat(list(in_order(train, SQUARE, CPU, 7)))
+    tested = torch.cat(list(in_order(train, SQUARE, CPU.device, 7)))
     assert tested.shape == (18, 3, 32, 32)
     order = [(tested == image).flatten(1).all(1).nonzero().item() for image in x]
     assert sorted(order) == list(range(18)) and order != list(range(18))
@@ -159,5 +160,37 @@ def test_a_recipe_of_photographs_trains_at_its_size_and_its_weights_remember_it(
 
 def test_a_size_of_ones_own_keeps_the_way_of_showing():
     own = Preparation(256, 224, mean=(0.5, 0.4, 0.3), interpolation="bicubic")
-    assert training._preparation(replace(RECIPE, image_size=112), own) == replace(own, resize=128, size=112)
-    assert training._preparation(RECIPE, own) is own
+    assert at_size(own, 112) == replace(own, resize=128, size=112)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_picture_is_tested_as_its_network_prepares_it(interpolation):
+    """The cropped picture of `Preparation`, by Pillow, and the one of the batches, by torchvision on tensors."""
+    prepare = Preparation(40, 32, interpolation=interpolation)
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    got = as_tested(prepare)(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(got - prepare.crop(image).astype(int)).max() <= 2
+    other = Preparation(40, 32, interpolation={"bilinear": "bicubic", "bicubic": "bilinear"}[interpolation])
+    assert np.abs(got - other.crop(image).astype(int)).max() > 10
+
+
+def test_another_process_gets_the_name_of_the_file_and_not_its_bytes(photographs):
+    train = decode(photographs, 40).train
+    sent = pickle.dumps(train)
+    assert len(sent) < 5000 < train.pixels.size
+    assert torch.equal(pickle.loads(sent)[7][0], train[7][0])
+
+
+@pytest.mark.parametrize("processes", [2, 9])
+def test_the_parts_of_all_workers_make_the_batch_of_one(photographs, processes):
+    train = decode(photographs, 40).train
+    recipe = replace(RECIPE, crop="random", flip="random")
+    whole = list(PictureBatches(train, recipe, SQUARE, CPU).epoch(2))
+    ranks = [World(CPU.device, rank, processes) for rank in range(processes)]
+    parts = [list(PictureBatches(train, recipe, SQUARE, world).epoch(2)) for world in ranks]
+    for (x, y, n), *of_workers in zip(whole, *parts, strict=True):
+        assert torch.equal(x, torch.cat([part[0] for part in of_workers]))
+        assert torch.equal(y, torch.cat([part[1] for part in of_workers]))
+        assert {part[2] for part in of_workers} == {n} == {len(x)}
+    later = list(PictureBatches(train, recipe, SQUARE, CPU).epoch(2, first=1))
+    assert torch.equal(later[0][0], whole[1][0])

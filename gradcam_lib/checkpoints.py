@@ -1,0 +1,123 @@
+"""What changes while a recipe is trained, and its way to a file and back: safetensors and JSON, never unpickled."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .optimizers import build_optimizers
+from .recipes import Recipe
+from .records import replacing
+
+__all__ = ["State", "TrainingError", "best_epoch", "writing"]
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on. The message says why, and what to try."""
+
+
+class State:
+    """All that changes while a recipe is trained. What chance decides is drawn anew from the recipe's seed.
+
+    history  a dictionary for each whole epoch
+    kept     the weights to be returned, as they stand; empty before the first epoch's end
+    step     how many steps of the epoch under way are done
+    sums     of these: images, loss times images, images that were right, seconds
+    average  the moving average of the model's weights, or None
+    """
+
+    def __init__(self, recipe: Recipe, model: nn.Module, device: torch.device):
+        self.recipe, self.model = recipe, model
+        self.history, self.kept, self.step, self.sums = [], {}, 0, [0.0] * 4
+        self.optimizers = build_optimizers(recipe, model)
+        self.average = None
+        if recipe.ema is not None:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+
+    @property
+    def tested(self) -> nn.Module:
+        """What is tested and kept: the moving average, or the model itself where there is none."""
+        return self.model if self.average is None else self.average.module
+
+    def end_epoch(self, row: dict) -> None:
+        """Add a row to the history; what is kept is the best epoch's weights, or the last one's without patience."""
+        self.history.append(row)
+        self.step, self.sums = 0, [0.0] * 4
+        if self.recipe.patience is None or best_epoch(self.history) == len(self.history):
+            self.kept = {name: tensor.clone() for name, tensor in self.tested.state_dict().items()}
+
+    @property
+    def ended(self) -> bool:
+        """Whether all epochs are done, or the patience is at its end."""
+        patience, done = self.recipe.patience, len(self.history)
+        return done >= self.recipe.epochs or bool(patience and done and done - best_epoch(self.history) >= patience)
+
+    def write(self, file: Path) -> None:
+        """Write a checkpoint over the one before, whole or not at all. Raises TrainingError where that cannot be."""
+        parts = {"model": self.model.state_dict(), "kept": self.kept}
+        if self.average is not None:
+            parts["average"] = self.average.state_dict()
+        for number, optimizer in enumerate(self.optimizers):
+            for i, state in optimizer.state_dict()["state"].items():
+                parts[f"optimizer/{number}/{i}"] = {name: t for name, t in state.items() if t is not None}
+        tensors = {f"{part}/{name}": t.contiguous() for part, named in parts.items() for name, t in named.items()}
+        about = {"recipe": asdict(self.recipe), "history": self.history, "step": self.step, "sums": self.sums}
+        about["scaler"] = self.scaler.state_dict()
+        with writing(file), replacing(file) as scratch:
+            save_file(tensors, scratch, metadata={name: json.dumps(value) for name, value in about.items()})
+
+    def resume(self, file: Path) -> None:
+        """Go on from a checkpoint, where there is one. Raises ValueError for a damaged one, or another recipe's."""
+        if not file.is_file():
+            return
+        parts = {"model": {}, "average": {}, "kept": {}, "optimizer": {}}
+        try:
+            with safe_open(file, framework="pt") as stored:
+                about = {name: json.loads(value) for name, value in stored.metadata().items()}
+                for key in stored.keys():
+                    part, name = key.split("/", 1)
+                    parts[part][name] = stored.get_tensor(key)
+            recipe, history, step, sums = (about[name] for name in ("recipe", "history", "step", "sums"))
+            recipe = Recipe(**recipe)
+        except (OSError, SafetensorError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"{file} is no checkpoint of this version ({error}). Delete it to start afresh."
+            ) from error
+        if recipe != self.recipe:
+            raise ValueError(f"{file} belongs to another recipe. Delete it to start afresh, or choose another folder.")
+        self.model.load_state_dict(parts["model"])
+        if self.average is not None:
+            self.average.load_state_dict(parts["average"])
+        states = [{} for _ in self.optimizers]
+        for key, tensor in parts["optimizer"].items():
+            number, i, name = key.split("/")
+            states[int(number)].setdefault(int(i), {})[name] = tensor
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        self.scaler.load_state_dict(about["scaler"])
+        self.history, self.kept, self.step, self.sums = history, parts["kept"], step, sums
+
+
+def best_epoch(history: list[dict]) -> int:
+    """The epoch of the best validation accuracy so far, the first among equals."""
+    return max(history, key=lambda row: (row["validation_accuracy"], -row["epoch"]))["epoch"]
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """Say in one sentence what keeps a file from being written: TrainingError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"{file} could not be written ({getattr(error, 'strerror', None) or error}). What was written before is "
+            "whole: make room, or choose a folder that can be written to, and run the same again."
+        ) from error

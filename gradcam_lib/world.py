@@ -1,0 +1,113 @@
+"""Many workers as one: what `torchrun` starts on the devices of one machine or of several trains one network together.
+
+Every worker has the same weights. Of each batch it takes its part, and the gradients of all are added before each step.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["GlobalBatchNorm2d", "World", "joined"]
+
+
+@dataclass(frozen=True)
+class World:
+    """All workers, as one of them sees them.
+
+    device  that this worker computes on
+    rank    its number, from 0 on; worker 0 writes the files and shows the progress
+    size    how many there are
+    """
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    def part(self, n: int) -> slice:
+        """Which of n things, in order, are this worker's: the parts of all workers differ by one at most."""
+        return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Element by element, over all workers."""
+        if self.size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64)
+        distributed.all_reduce(total)
+        return total.tolist()
+
+    def gathered(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows (n, ...) of all workers, one after the other, on the CPU."""
+        if self.size == 1:
+            return rows
+        parts = [None] * self.size
+        distributed.all_gather_object(parts, rows.cpu())
+        return torch.cat(parts)
+
+    def together(self, model: nn.Module) -> nn.Module:
+        """The network as all workers train it: their gradients are averaged, and batch norms see the whole batch."""
+        if self.size == 1:
+            return model
+        for module in model.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = GlobalBatchNorm2d  # the same parameters, buffers and names
+        return DistributedDataParallel(model)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all workers, to each of them; and so is its gradient, since the loss is the sum of theirs."""
+
+    @staticmethod
+    def forward(context, x):
+        total = x.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context, gradient):
+        return _Sum.forward(context, gradient.contiguous())
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation over the batch of all workers, of which (N, C, H, W) is this one's part; N may be 0.
+
+    PyTorch's own, `nn.SyncBatchNorm`, is for GPUs alone.
+    """
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        u = x.float()
+        summed = _Sum.apply(torch.cat([u.sum((0, 2, 3)), u.new_tensor([u.numel() / len(self.running_mean)])]))
+        count, mean = summed[-1].detach(), summed[:-1] / summed[-1].detach()
+        centred = u - mean[:, None, None]
+        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        y = centred * (variance + self.eps).rsqrt()[:, None, None]
+        return (y * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """The workers that `torchrun` started, of whom this process is one; or this process alone.
+
+    device  of which kind a worker is to take its own: "cuda" becomes the GPU of its number on its machine
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun sets it, and nothing else does
+        yield World(device)
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(device, distributed.get_rank(), distributed.get_world_size())
+    finally:
+        distributed.destroy_process_group()
