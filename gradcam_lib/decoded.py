@@ -46,11 +46,11 @@ class DecodedPictures(Dataset):
         return self.__dict__ | {"pixels": Path(self.pixels.filename)}
 
     def __setstate__(self, state):
-        self.__dict__ = state | {"pixels": np.memmap(state["pixels"], np.uint8, mode="r")}
+        self.__dict__ = state | {"pixels": _mapped(state["pixels"])}
 
     def __getitem__(self, i):
         start, height, width = self.places[i]
-        rows = np.array(self.pixels[start : start + height * width * 3]).reshape(height, width, 3)
+        rows = self.pixels[start : start + height * width * 3].reshape(height, width, 3)
         picture = torch.from_numpy(rows).permute(2, 0, 1)
         return (self.transform(picture) if self.transform else picture), int(self.targets[i])
 
@@ -87,7 +87,7 @@ def decode(data: Splits, side: int) -> Splits:
     try:
         about = json.loads((folder / "about.json").read_text())
         places = np.load(folder / "places.npy")
-        pixels = np.memmap(folder / "pixels.bin", np.uint8, mode="r")
+        pixels = _mapped(folder / "pixels.bin")
         last, height, width = places[-1]
         if (
             about["source_sha256"] != data.sha256
@@ -104,6 +104,11 @@ def decode(data: Splits, side: int) -> Splits:
         return DecodedPictures(pixels, places[split.indices], split.targets, split.classes)
 
     return replace(data, train=part(data.train), validation=part(data.validation), test=part(data.test))
+
+
+def _mapped(file: Path) -> np.memmap:
+    """The bytes of a file, read when they are used. Who writes into them changes a copy: tensors know no read-only."""
+    return np.memmap(file, np.uint8, mode="c")
 
 
 def _write(pictures: Dataset, side: int, folder: Path, title: str) -> None:

@@ -28,6 +28,7 @@ from .architectures import (
     torchvision_networks,
     torchvision_preparation,
 )
+from .recipes import RECIPES
 from .records import records_folder, replacing
 
 __all__ = ["WeightsError", "load_model", "load_pretrained", "round_to_half", "save_model"]
@@ -91,6 +92,8 @@ def _load(name: str) -> nn.Module:
         model = _efficientnet_lite0()
     elif name in (networks := torchvision_networks()):
         model = _torchvision_network(name)
+    elif name in RECIPES:
+        raise ValueError(f"The weights of {name!r} are not here. Train them, or go on: gradcam-lib train {name}")
     else:
         known = [*recipes, "efficientnet-lite0", *networks]
         near = difflib.get_close_matches(name.lower(), known, n=5) or [*recipes, "efficientnet-lite0", "resnet18"]

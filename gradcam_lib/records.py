@@ -17,7 +17,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-__all__ = ["Record", "describe_machine", "read_record", "records_folder", "write_record"]
+from .recipes import RECIPES, REPORTED
+
+__all__ = [
+    "Record",
+    "describe_machine",
+    "ledger",
+    "other_measurements",
+    "read_record",
+    "records_folder",
+    "write_record",
+]
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,47 @@ def read_record(name: str) -> Record:
         pd.read_csv(folder / "history.csv"),
         np.load(logits) if logits.is_file() else None,
     )
+
+
+def ledger() -> pd.DataFrame:
+    """Every recipe and what is known of it, a row each: reported by others, and measured here.
+
+    measured   test accuracy in [0, 1], the mean over the seeds; on Caltech the mean over the classes as well. NaN where
+               no run has been recorded
+    spread     standard deviation over the seeds, NaN for fewer than two
+    seeds      how many runs
+    minutes    of training, the mean over the seeds
+    """
+    rows = []
+    for name, recipe in RECIPES.items():
+        files = [records_folder() / name / "run.json", *sorted(records_folder().glob(f"{name}-seed*/run.json"))]
+        runs = [json.loads(file.read_text()) for file in files if file.is_file()]
+        metric = "test_mean_class_accuracy" if recipe.dataset.startswith("caltech") else "test_accuracy"
+        accuracy = pd.Series([run["metrics"][metric] for run in runs], dtype=float)
+        minutes = pd.Series([run["training_seconds"] / 60 for run in runs], dtype=float)
+        row = {"recipe": name, "reported": REPORTED.get(name, "")}
+        row |= {"measured": accuracy.mean(), "spread": accuracy.std(), "seeds": len(runs), "minutes": minutes.mean()}
+        row["hardware"] = ", ".join(dict.fromkeys(_place(run) for run in runs))
+        row["date"] = max((run["date"] for run in runs), default="")
+        rows.append(row | {"command": f"gradcam-lib train {name}"})
+    return pd.DataFrame(rows)
+
+
+def other_measurements() -> pd.DataFrame:
+    """The records that are not of recipes, a row each: where, when, and the command that measures them again."""
+    rows = []
+    for file in sorted(records_folder().glob("*/run.json")):
+        run = json.loads(file.read_text())
+        if "training_seconds" not in run:
+            rows.append(
+                {"record": file.parent.name, "hardware": _place(run), "date": run["date"], "command": run["command"]}
+            )
+    return pd.DataFrame(rows)
+
+
+def _place(run: dict) -> str:
+    threads = run.get("threads")
+    return run["hardware"] + (f", {threads} thread{'s' * (threads > 1)}" if threads else "")
 
 
 def write_record(folder: Path, run: dict, history: pd.DataFrame, test_logits: np.ndarray | None = None) -> None:

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from math import isfinite
+from itertools import count
+from math import isfinite, log
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from .recipes import RECIPES, Recipe
 from .records import describe_machine, write_record
 from .world import World, joined
 
-__all__ = ["RECIPES", "Recipe", "Run", "TrainingError", "measure", "predict", "train"]
+__all__ = ["RECIPES", "Recipe", "Run", "TrainingError", "learning_rate_range", "measure", "predict", "train"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOOK = 0.1  # seconds between two looks at the loss: each makes a GPU wait until all that was asked of it is done
@@ -91,17 +92,8 @@ def train(
     out = Path(out) if out else None
     data = data or load_dataset(recipe.dataset)
     with joined(torch.device(device or _fastest_device())) as world, _algorithms(deterministic):
-        torch.manual_seed(recipe.seed)
-        model = _network(recipe, len(data.classes)).to(world.device, memory_format=torch.channels_last)
-        if isinstance(data.train, FolderSplit):
-            data = decode(data, model.prepare.resize)
-        training_set = _training_set(recipe, data)
-        make = ArrayBatches if isinstance(training_set, ArrayDataset) else PictureBatches
-        batches = make(training_set, recipe, model.prepare, world)
-        if hasattr(model, "set_whitening"):
-            model.set_whitening(normalised(batches.pixels[:5000], model.prepare))
-
-        state = State(recipe, model, world.device)
+        state, batches, data, training_set = _beginning(recipe, data, world)
+        model = state.model
         if out:
             state.resume(out / "checkpoint.safetensors")
         if world.sum([len(state.history)]) != [world.size * len(state.history)]:
@@ -117,6 +109,58 @@ def train(
         if out:
             record = _write_record(out, recipe, kept.to(world.device), table, training_set, data, world)
         return Run(kept.cpu(), table, record)
+
+
+def learning_rate_range(
+    recipe: Recipe,
+    *,
+    data: Splits | None = None,
+    least: float = 1e-4,
+    largest: float = 10.0,
+    steps: int = 100,
+    device: str | torch.device | None = None,
+) -> pd.DataFrame:
+    """The loss while the step size rises exponentially: the learning rate range test (Smith 2017).
+
+    What else the recipe says holds, but for its schedule. Where it has several step sizes, all rise together.
+
+    data            as for `train`
+    least, largest  step sizes of the first step and of the last
+    device          as for `train`
+
+    returns a row a step: lr, the step size, and loss, in nats, before that step. It ends early where the loss is no
+    number or four times that of guessing.
+    """
+    data = data or load_dataset(recipe.dataset)
+    world, rows = World(torch.device(device or _fastest_device())), []
+    state, batches, data, _ = _beginning(recipe, data, world)
+    state.model.train()
+    with tqdm(total=steps, unit=" steps", desc=f"{recipe.name}, step sizes") as bar:
+        for epoch in count(1):
+            for step, (x, y, n) in enumerate(batches.epoch(epoch)):
+                torch.manual_seed(_seed_of_step(recipe, epoch, step, world))
+                lr = least * (largest / least) ** (len(rows) / (steps - 1))
+                for group in (group for optimizer in state.optimizers for group in optimizer.param_groups):
+                    group["lr"] = group["largest_lr"] * lr / recipe.lr
+                loss = _step(state, state.model, x, y, n, world)[0].item() / n
+                rows.append({"lr": lr, "loss": loss})
+                bar.update()
+                if len(rows) == steps or not loss < 4 * log(len(data.classes)):
+                    return pd.DataFrame(rows)
+
+
+def _beginning(recipe: Recipe, data: Splits, world: World):
+    """Before the first step: the state, the batches, the data set with its pictures decoded, and its training set."""
+    torch.manual_seed(recipe.seed)
+    model = _network(recipe, len(data.classes)).to(world.device, memory_format=torch.channels_last)
+    if isinstance(data.train, FolderSplit):
+        data = decode(data, model.prepare.resize)
+    training_set = _training_set(recipe, data)
+    make = ArrayBatches if isinstance(training_set, ArrayDataset) else PictureBatches
+    batches = make(training_set, recipe, model.prepare, world)
+    if hasattr(model, "set_whitening"):
+        model.set_whitening(normalised(batches.pixels[:5000], model.prepare))
+    return State(recipe, model, world.device), batches, data, training_set
 
 
 def _run(state: State, batches, world: World, data: Splits, out, compile, tensorboard, progress) -> dict:
@@ -159,8 +203,7 @@ def _train_epoch(state: State, network, batches, world: World, bar: tqdm, interr
     network.train()
     unseen, looked = [], time.perf_counter()
     for x, y, n in batches.epoch(epoch, first=state.step):
-        # Each step draws its dropout from a seed of its own, and each worker from another.
-        torch.manual_seed(((recipe.seed * 10_007 + epoch) * 1_000_003 + state.step) * 1_009 + world.rank)
+        torch.manual_seed(_seed_of_step(recipe, epoch, state.step, world))
         set_progress(state.optimizers, recipe, (epoch - 1 + state.step / steps) / recipe.epochs)
         unseen.append((len(y), _step(state, network, x, y, n, world)))
         state.step += 1
@@ -172,6 +215,11 @@ def _train_epoch(state: State, network, batches, world: World, bar: tqdm, interr
         if interrupted.is_set():
             break
     return state.step == steps
+
+
+def _seed_of_step(recipe: Recipe, epoch: int, step: int, world: World) -> int:
+    """Each step draws its dropout from a seed of its own, and each worker from another."""
+    return ((recipe.seed * 10_007 + epoch) * 1_000_003 + step) * 1_009 + world.rank
 
 
 def _step(state: State, network, x: torch.Tensor, y: torch.Tensor, n: int, world: World) -> torch.Tensor:
@@ -314,17 +362,19 @@ def _fastest_device() -> str:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images, *, batch_size: int = 500, views: int = 1) -> torch.Tensor:
+def predict(model: nn.Module, images, *, batch_size: int | None = None, views: int = 1) -> torch.Tensor:
     """The logits of every image, (N, classes) float32 on the CPU. Leaves the model in evaluation mode.
 
-    model   with `model.prepare`, as `build_model` and `load_model` give it; one without is shown pixels in [0, 1]
-    images  an `ArrayDataset`, or `DecodedPictures`
-    views   how many views of an image are averaged: 1, 2 or 6, as `batches.views` has them
+    model       with `model.prepare`, as `build_model` and `load_model` give it; one without is shown pixels in [0, 1]
+    images      an `ArrayDataset`, or `DecodedPictures`
+    batch_size  how many at once; None takes 64 of 224 × 224 pixels, and of smaller ones more, up to 500
+    views       how many views of an image are averaged: 1, 2 or 6, as `batches.views` has them
     """
-    device = next(model.parameters()).device
+    device, prepare = next(model.parameters()).device, getattr(model, "prepare", PIXELS)
+    batch_size = batch_size or min(500, max(1, 64 * 224**2 // prepare.size**2))
     model.eval()
     parts = []
-    for x in in_order(images, getattr(model, "prepare", PIXELS), device, batch_size):
+    for x in in_order(images, prepare, device, batch_size):
         parts.append(sum(share * model(view).float() for share, view in views_of(x, views)).cpu())
     return torch.cat(parts)
 

@@ -36,7 +36,7 @@ def test_an_epoch_holds_every_image_once_with_its_label_in_a_new_order(data):
     numbers = (x[:, 0, 0, 0] * 255).round().long()
     assert sorted(numbers.tolist()) == list(range(50))
     assert torch.equal(y, numbers % 5)
-    original = torch.from_numpy(data.data).permute(0, 3, 1, 2).float() / 255
+    original = torch.from_numpy(data.data).permute(0, 3, 1, 2) * (1 / torch.tensor(255.0))
     assert torch.equal(x, original[numbers])
     assert numbers.tolist() not in (list(range(50)), (epoch(data, PLAIN, seed=1)[0][:, 0, 0, 0] * 255).tolist())
     sizes = [n for _, _, n in ArrayBatches(data, PLAIN, AS_IS, CPU).epoch(1)]
@@ -54,7 +54,7 @@ def test_normalising_is_by_the_networks_own_mean_and_deviation():
 
 def mirrored(x, data):
     """For each image of a batch whether it is its original (False) or the mirror image (True); else an error."""
-    originals = torch.from_numpy(data.data).permute(0, 3, 1, 2).float() / 255
+    originals = torch.from_numpy(data.data).permute(0, 3, 1, 2) * (1 / torch.tensor(255.0))
     found = {}
     for image in x:
         for flipped, candidates in ((False, originals), (True, originals.flip(3))):
@@ -82,7 +82,7 @@ def test_alternating_mirroring_shows_every_image_both_ways_in_turn(data):
 
 def test_a_shift_moves_the_image_and_reflects_its_border(data):
     x, _ = epoch(data, replace(PLAIN, shift=2, batch_size=50))
-    originals = torch.from_numpy(data.data).permute(0, 3, 1, 2).float() / 255
+    originals = torch.from_numpy(data.data).permute(0, 3, 1, 2) * (1 / torch.tensor(255.0))
     bordered = F.pad(originals, (2, 2, 2, 2), mode="reflect")
     offsets = set()
     for image in x:

@@ -1,0 +1,61 @@
+"""The ledger: what is measured, what is not, and that the README says the same."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import gradcam_lib as gc
+from gradcam_lib import records
+from gradcam_lib.records import ledger, other_measurements, records_folder, write_record
+
+
+def write(folder, **metrics):
+    run = {"metrics": metrics, "training_seconds": 90.0, "hardware": "a computer", "threads": 2, "date": "2026-01-02"}
+    write_record(folder, run, pd.DataFrame({"epoch": [1]}))
+
+
+def test_the_ledger_takes_the_mean_and_the_spread_over_the_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "records_folder", lambda: tmp_path)
+    for name, accuracy in (("cifar10-fast", 0.94), ("cifar10-fast-seed1", 0.93), ("cifar10-fast-seed2", 0.95)):
+        write(tmp_path / name, test_accuracy=accuracy)
+    write(tmp_path / "cifar10-report", test_accuracy=0.75)
+    write(tmp_path / "caltech101-transfer", test_accuracy=0.95, test_mean_class_accuracy=0.9)
+    write_record(tmp_path / "peers", {"hardware": "h", "date": "2026-01-01", "command": "python x.py"}, pd.DataFrame())
+    found = ledger().set_index("recipe")
+    assert list(found.index) == list(gc.RECIPES)
+    fast = found.loc["cifar10-fast"]
+    assert (fast["measured"], fast["spread"]) == (pytest.approx(0.94), pytest.approx(0.01))
+    assert (fast["seeds"], fast["minutes"], fast["hardware"]) == (3, 1.5, "a computer, 2 threads")
+    assert found.loc["cifar10-report", "measured"] == 0.75 and np.isnan(found.loc["cifar10-report", "spread"])
+    assert found.loc["cifar10-report-50", "seeds"] == 0  # another recipe, whose name only begins alike
+    assert np.isnan(found.loc["cifar10-report-50", "measured"])
+    assert found.loc["caltech101-transfer", "measured"] == 0.9  # the mean over the classes
+    assert other_measurements().to_dict("records") == [
+        {"record": "peers", "hardware": "h", "date": "2026-01-01", "command": "python x.py"}
+    ]
+
+
+def test_the_readme_tells_what_the_records_say():
+    readme = (records_folder().parents[1] / "README.md").read_text()
+    for row in ledger().itertuples():
+        (line,) = (line for line in readme.splitlines() if line.startswith(f"| `{row.recipe}` |"))
+        measured = line.split("|")[2]
+        if not row.seeds:
+            assert measured.strip() == "not measured"
+        else:
+            assert f" {100 * row.measured:.1f} %" in measured
+            assert (f"{row.seeds} seeds" in measured) == (row.seeds > 1)
+        assert row.reported.split(" (")[0] in line and f"`{row.command}`" in line
+
+
+def test_what_is_reported_is_of_recipes_that_exist():
+    assert set(gc.recipes.REPORTED) <= set(gc.RECIPES)
+
+
+def test_every_record_says_what_where_when_and_how():
+    for file in records_folder().glob("*/run.json"):
+        run = json.loads(file.read_text())
+        assert {"command", "date", "hardware", "versions"} <= set(run), file
+        assert any(len(pd.read_csv(table)) for table in file.parent.glob("*.csv")), file
