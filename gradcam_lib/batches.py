@@ -213,6 +213,7 @@ def _collated(side: int, items: list) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:
+    """A forked process has its parent's way with Ctrl-C, which is held back; one that was spawned would end at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

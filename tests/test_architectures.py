@@ -16,6 +16,7 @@ from gradcam_lib.architectures import (
     ReportVGG,
     SEBlock,
     SEResNet18,
+    SmallResNet,
     SqueezeExcitation,
     build_model,
     last_linear,
@@ -43,6 +44,13 @@ VGG = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]  # chan
 SE_STAGES = [(64, 64), (64, 128), (128, 256), (256, 512)]
 
 
+def small_resnet(gate=lambda n: 0):
+    total = conv(3, 16, 3) + norm(16) + dense(96, 10)
+    for i, o in ((16, 24), (24, 48), (48, 96)):
+        total += conv(i, o, 3) + conv(o, o, 3) + conv(i, o, 1) + 3 * norm(o) + gate(o)
+    return total
+
+
 def se_stage(inputs, outputs):
     total = conv(inputs, outputs, 3) + 3 * conv(outputs, outputs, 3) + 4 * norm(outputs)
     total += 2 * (dense(outputs, outputs // 16) + dense(outputs // 16, outputs))
@@ -55,6 +63,9 @@ BY_HAND = {
     + conv(64, 128, 3, True)
     + dense(2048, 128)
     + dense(128, 10),
+    "report-cnn-normalised": 356_810 + norm(32) + norm(64) + norm(128),
+    "small-resnet": small_resnet(),
+    "small-se-resnet": small_resnet(lambda n: dense(n, n // 4) + dense(n // 4, n)),
     "vgg-report": sum(conv(i, o, 3, True) + norm(o) for i, o in pairwise(VGG))
     + dense(512 * 49, 4096)
     + dense(4096, 1024)
@@ -75,20 +86,39 @@ BY_HAND = {
 def test_parameters_by_hand_and_in_the_docstring(name):
     parameters = sum(p.numel() for p in without_values(name).parameters())
     assert parameters == BY_HAND[name]
-    documented = SEResNet18 if "se-" in name else ARCHITECTURES[name]
+    documented = {"small-se-resnet": SmallResNet}.get(name, SEResNet18 if "se-" in name else ARCHITECTURES[name])
     assert f"{parameters:,} parameters" in " ".join(documented.__doc__.split())
 
 
 def test_classes_are_those_of_the_data_set_unless_said_otherwise():
-    expected = dict.fromkeys(("report-cnn", "cifar10-fast", "cifar10-se-resnet18"), 10)
+    small = ("report-cnn", "report-cnn-normalised", "cifar10-fast", "cifar10-se-resnet18")
+    expected = dict.fromkeys((*small, "small-resnet", "small-se-resnet"), 10)
     expected |= {"vgg-report": 257, "se-resnet18": 1000, "efficientnet-lite0": 1000}
     for name, classes in expected.items():
         with torch.device("meta"):
             for model, outputs in ((build_model(name), classes), (build_model(name, 7), 7)):
                 size = model.prepare.size
                 assert model.eval()(torch.empty(2, 3, size, size)).shape == (2, outputs), name
-    with pytest.raises(ValueError, match="no architecture 'vgg'. Choose one of: report-cnn, vgg-report, "):
+    with pytest.raises(ValueError, match="no architecture 'vgg'. Choose one of: report-cnn, report-cnn-normalised, "):
         build_model("vgg")
+
+
+def test_untrained_batch_norm_leaves_the_reports_network_as_it_is():
+    """Its running mean is 0 and its variance 1; the weights around it are drawn as without it."""
+    x = torch.randn(4, 3, 32, 32)
+    torch.manual_seed(0)
+    plain = build_model("report-cnn").eval()
+    torch.manual_seed(0)
+    normalised = build_model("report-cnn-normalised").eval()
+    with torch.no_grad():
+        assert torch.allclose(plain(x), normalised(x), atol=1e-4)
+    assert [n for n, _ in normalised.features.named_children()][:3] == ["conv1", "norm1", "relu1"]
+
+
+def test_the_small_residual_network_takes_pictures_that_grow():
+    model = build_model("small-se-resnet")
+    for side in (16, 24, 32):
+        assert model(torch.randn(2, 3, side, side)).shape == (2, 10)
 
 
 # --- the network of the Caltech-256 report ---

@@ -9,13 +9,15 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from torch.utils.data import Dataset
 
 import gradcam_lib as gc
-from gradcam_lib import batches, decoded
+from gradcam_lib import batches, decoded, training
 from gradcam_lib.architectures import Preparation
 from gradcam_lib.batches import PictureBatches, as_tested, at_size, in_order
 from gradcam_lib.datasets import DATASETS, DatasetError, FolderSplit, Splits
@@ -182,7 +184,8 @@ def test_another_process_gets_the_name_of_the_file_and_not_its_bytes(photographs
 
 
 @pytest.mark.parametrize("processes", [2, 9])
-def test_the_parts_of_all_workers_make_the_batch_of_one(photographs, processes):
+def test_the_parts_of_all_workers_make_the_batch_of_one(photographs, processes, monkeypatch):
+    monkeypatch.setattr(batches, "workers", lambda: 0)
     train = decode(photographs, 40).train
     recipe = replace(RECIPE, crop="random", flip="random")
     whole = list(PictureBatches(train, recipe, SQUARE, CPU).epoch(2))
@@ -194,3 +197,39 @@ def test_the_parts_of_all_workers_make_the_batch_of_one(photographs, processes):
         assert {part[2] for part in of_workers} == {n} == {len(x)}
     later = list(PictureBatches(train, recipe, SQUARE, CPU).epoch(2, first=1))
     assert torch.equal(later[0][0], whole[1][0])
+
+
+def test_ctrl_c_reaches_the_processes_that_prepare_pictures_and_does_not_break_the_step(
+    photographs, tmp_path, monkeypatch
+):
+    """A terminal sends it to the whole group. The run stops after its step, and goes on from its checkpoint."""
+    monkeypatch.setattr(batches, "workers", lambda: 2)
+    recipe = replace(RECIPE, epochs=2, image_size=32, flip="random")
+    decode(photographs, 32)
+
+    def child():
+        os.setpgid(0, 0)
+        torch.set_num_threads(1)
+        original = training._step
+
+        def pressing(state, *rest):
+            if (len(state.history), state.step) == (1, 0):
+                os.killpg(0, signal.SIGINT)
+                time.sleep(0.5)  # for what it does to the others to be done
+            return original(state, *rest)
+
+        training._step = pressing
+        try:
+            gc.train(recipe, data=photographs, out=tmp_path / "out", device="cpu", progress=False)
+        except KeyboardInterrupt:
+            os._exit(130)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 130
+    with safe_open(tmp_path / "out" / "checkpoint.safetensors", framework="pt") as stored:
+        assert (len(json.loads(stored.metadata()["history"])), stored.metadata()["step"]) == (1, "1")
+    run = gc.train(recipe, data=photographs, out=tmp_path / "out", device="cpu", progress=False)
+    whole = gc.train(recipe, data=photographs, device="cpu", progress=False)
+    pd.testing.assert_frame_equal(run.history.drop(columns="seconds"), whole.history.drop(columns="seconds"))

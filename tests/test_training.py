@@ -361,6 +361,46 @@ def test_a_compiled_network_learns_the_same(blobs, monkeypatch):
         assert torch.allclose(got, expected, atol=2e-3)
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_learns_nearly_the_same_and_keeps_weights_in_single(precision, blobs, monkeypatch):
+    seen = []
+    original = training._step
+
+    def spying(state, network, *rest):
+        handle = state.model.features.conv2.register_forward_hook(lambda *io: seen.append(io[2].dtype))
+        result = original(state, network, *rest)
+        handle.remove()
+        assert all(p.dtype == torch.float32 for p in state.model.parameters())
+        return result
+
+    monkeypatch.setattr(training, "_step", spying)
+    half = gc.train(replace(TINY, precision=precision), data=blobs, progress=False)
+    assert set(seen) == {training.PRECISIONS[precision]}
+    monkeypatch.undo()
+    single = gc.train(TINY, data=blobs, progress=False)
+    assert half.history["train_loss"][0] == pytest.approx(single.history["train_loss"][0], rel=0.02)
+    assert half.history["validation_accuracy"].iloc[-1] > 0.9
+
+
+def test_gradients_that_are_infinite_in_half_precision_are_left_out_and_the_scale_is_halved(blobs, monkeypatch):
+    """float16 ends at 65,504: the first scale is far too large for a loss this large, and is halved until it fits."""
+    scales = []
+    original = training._step
+
+    def spying(state, *rest):
+        scales.append(state.scaler.get_scale())
+        before = [p.clone() for p in state.model.parameters()]
+        result = original(state, *rest)
+        unchanged = all(torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
+        assert unchanged == (state.scaler.get_scale() < scales[-1])
+        return result
+
+    monkeypatch.setattr(training, "_step", spying)
+    monkeypatch.setattr(training, "cross_entropy", lambda *a, **k: 1000 * cross_entropy(*a, **k))
+    gc.train(replace(TINY, precision="float16", epochs=2, lr=1e-6), data=blobs, progress=False)
+    assert scales[0] == 2**16 and min(scales) < 2**16
+
+
 def test_deterministic_algorithms_are_asked_for_while_it_trains_and_not_after(blobs, monkeypatch):
     original, seen = training._step, []
 
