@@ -12,8 +12,11 @@ __all__ = [
     "channel_histograms",
     "class_bars",
     "class_sizes",
+    "curve_panels",
     "curves",
+    "descent_paths",
     "distributions",
+    "dot_rows",
     "feature_maps",
     "gradient_norms",
     "heatmap_grid",
@@ -21,13 +24,13 @@ __all__ = [
     "intervals",
     "kernel_places",
     "layer_costs",
-    "loss_curves",
     "map_grid",
     "matrix",
     "network_sizes",
     "number_grids",
     "picture_sizes",
     "receptive_fields",
+    "recorded_accuracies",
     "share_histogram",
     "training_curves",
     "value_histograms",
@@ -339,24 +342,35 @@ def receptive_fields(image, fields, sizes):
 
 
 @figure_in_style
-def curves(x, lines, xlabel, ylabel, *, log="", points=False):
+def curves(x, lines, xlabel, ylabel, *, log="", points=False, levels=None, bands=None):
     """One line for each name.
 
-    x      (n,), for all lines
-    lines  {name: (n,)}
-    log    the axes with a logarithmic scale: "x", "y", "xy" or none
+    x       (n,), for all lines
+    lines   {name: (n,)}
+    log     the axes with a logarithmic scale: "x", "y", "xy" or none
+    levels  {name: value}, drawn as dotted horizontal lines
+    bands   {name: (from, to)} of x, drawn as grey bands
     """
     figure, axis = plt.subplots(figsize=(4.8, 3.1))
     colours = [BLUE, ORANGE, CHANNELS["green"], "#7b4fa3", GREY]
     for (name, y), colour, style in zip(lines.items(), colours, ("-", "--", "-.", ":", "-"), strict=False):
         axis.plot(x, y, style, color=colour, label=name, linewidth=1.8, marker="o" if points else None, markersize=4)
+    for name, value in (levels or {}).items():
+        axis.axhline(value, color=GREY, linewidth=1, linestyle=(0, (1, 2)), label=name)
+    for name, ends in (bands or {}).items():
+        axis.axvspan(*ends, color=GREY, alpha=0.18, linewidth=0, label=name)
     axis.set(xlabel=xlabel, ylabel=ylabel)
     for scale in log:
         axis.set(**{f"{scale}scale": "log"})
     if "x" in log and len(x) <= 10:
         axis.set_xticks(x, [f"{value:g}" for value in x], minor=False)
         axis.minorticks_off()
-    if len(lines) > 1:
+    if np.issubdtype(np.asarray(x).dtype, np.integer) and "x" not in log:
+        axis.locator_params(axis="x", integer=True)
+    named = len(axis.get_legend_handles_labels()[1])
+    if named > 3:  # above, where it hides nothing
+        axis.legend(fontsize=9, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    elif named > 1:
         axis.legend(fontsize=9)
     figure.tight_layout()
     return figure
@@ -588,19 +602,112 @@ def gradient_norms(norms, titles=("without batch norm", "with batch norm")):
 
 
 @figure_in_style
-def loss_curves(losses, chance, window=10):
-    """The training loss by step, as a running mean, beside that of guessing.
+def curve_panels(x, panels, xlabel):
+    """Panels above each other over one x axis, and in each a line for each name, of the same colour in all of them.
 
-    losses  {name: (steps,)}, in nats
-    chance  the loss of giving every class the same probability
-    window  steps in the running mean
+    x       (n,), for all lines
+    panels  {ylabel: {name: (n,)}}
     """
-    figure, axis = plt.subplots(figsize=(4.4, 3.0))
-    for (name, values), colour in zip(losses.items(), (ORANGE, BLUE), strict=True):
-        means = np.convolve(values, np.ones(window) / window, mode="valid")
-        axis.plot(np.arange(window, len(values) + 1), means, color=colour, linewidth=1.8, label=name)
-    axis.axhline(chance, color=GREY, linewidth=1, linestyle=(0, (1, 2)), label="guessing")
-    axis.set(xlabel="step", ylabel="cross-entropy (nats)")
-    axis.legend(fontsize=9)
+    figure, axes = plt.subplots(len(panels), 1, figsize=(4.6, 1.9 * len(panels) + 0.4), sharex=True)
+    looks = list(zip([BLUE, ORANGE, CHANNELS["green"], "#7b4fa3"], ("-", "--", "-.", ":"), strict=True))
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    for axis, (ylabel, lines) in zip(axes, panels.items(), strict=True):
+        for name, y in lines.items():
+            colour, style = looks[names.index(name)]
+            axis.plot(x, y, style, color=colour, label=name, linewidth=1.8)
+        axis.set_ylabel(ylabel)
+    axes[0].legend(fontsize=9, ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes[-1].set_xlabel(xlabel)
+    figure.align_ylabels(axes)
     figure.tight_layout()
+    return figure
+
+
+@figure_in_style
+def descent_paths(curvatures, paths):
+    """The paths of optimisers through a valley L(w) = (a w1² + b w2²) / 2, a panel for each.
+
+    curvatures  (a, b)
+    paths       {title: (steps + 1, 2)}, from the start on, where w1 is negative
+    """
+    every = np.concatenate(list(paths.values()))
+    (left, low), (right, high) = every.min(0), every.max(0)
+    margin = 0.08 * (right - left), 0.08 * (high - low)
+    w1, w2 = np.meshgrid(np.linspace(left, -left, 200), np.linspace(-2 * high, 2 * high, 200))
+    loss = (curvatures[0] * w1**2 + curvatures[1] * w2**2) / 2
+    levels = curvatures[0] * np.linspace(0, left, 7)[1:] ** 2 / 2  # ellipses at equal distances along the floor
+    figure, axes = plt.subplots(len(paths), 1, figsize=(4.6, 1.45 * len(paths) + 0.5), sharex=True, squeeze=False)
+    for axis, (title, path) in zip(axes[:, 0], paths.items(), strict=True):
+        axis.contour(w1, w2, loss, levels=levels, colors=GREY, linewidths=0.7)
+        axis.plot(*np.transpose(path), "o-", color=BLUE, linewidth=1.3, markersize=3)
+        axis.plot(0, 0, "+", color=ORANGE, markersize=11, markeredgewidth=2)
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.set(
+            ylabel="$w_2$", xlim=(left - margin[0], right + 2 * margin[0]), ylim=(low - margin[1], high + margin[1])
+        )
+        axis.grid(visible=False)
+    axes[-1, 0].set_xlabel("$w_1$")
+    figure.tight_layout()
+    return figure
+
+
+@figure_in_style
+def recorded_accuracies(histories):
+    """Accuracy by epoch on training and, where it was measured, validation pictures, a panel for each run.
+
+    histories  {name: table with columns epoch, train_accuracy and perhaps validation_accuracy, in [0, 1]}
+    """
+    rows = -(-len(histories) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(5.0, 1.9 * rows + 0.5), sharey=True, squeeze=False)
+    for axis in axes.flat[len(histories) :]:
+        axis.axis("off")
+    for axis, (name, table) in zip(axes.flat, histories.items(), strict=False):
+        for part, colour in (("train", BLUE), ("validation", ORANGE)):
+            if f"{part}_accuracy" in table:
+                axis.plot(table["epoch"], 100 * table[f"{part}_accuracy"], color=colour, linewidth=1.8)
+        axis.set_title(name, fontsize=10)
+        axis.set(xlabel="epoch", ylim=(0, 100))
+        axis.locator_params(axis="x", integer=True, nbins=5)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("accuracy (%)")
+    looks = [plt.Line2D([], [], color=colour, linewidth=1.8) for colour in (BLUE, ORANGE)]
+    figure.legend(looks, ["training, running", "validation"], loc="upper center", ncols=2, fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / (1.9 * rows + 0.5)))
+    return figure
+
+
+@figure_in_style
+def dot_rows(rows, xlabel, *, numbers=False):
+    """Repeated measurements: a faint dot for each, a bar at their mean; one alone is a full dot. A colour a series.
+
+    rows     {name: {series: (n,)}}, all in [0, 1], shown in %
+    numbers  write each mean at its bar, for one series
+    """
+    figure, axis = plt.subplots(figsize=(4.6, 0.36 * len(rows) + 0.9))
+    series = list(dict.fromkeys(one for row in rows.values() for one in row))
+    for one, colour, lift in zip(
+        series, (BLUE, ORANGE, GREY), np.arange(3) * 0.24 - 0.12 * (len(series) - 1), strict=False
+    ):
+        for y, row in enumerate(rows.values()):
+            if one in row:
+                values = 100 * np.asarray(row[one], dtype=float)
+                if len(values) == 1:
+                    axis.plot(values, y + lift, "o", color=colour, markersize=7, mew=0)
+                else:
+                    axis.plot(values, np.full(len(values), y + lift), "o", color=colour, alpha=0.45, ms=5, mew=0)
+                    axis.plot(values.mean(), y + lift, "|", color=colour, markersize=13, mew=2.5)
+                if numbers:
+                    place = (values.max(), y)
+                    axis.annotate(
+                        f"{values.mean():.1f}", place, (8, 0), textcoords="offset points", va="center", fontsize=9
+                    )
+        axis.plot([], [], "o", color=colour, label=one)
+    axis.set(xlabel=xlabel, ylim=(len(rows) - 0.5, -0.6))
+    axis.margins(x=0.12 if numbers else 0.05)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.grid(axis="y", visible=False)
+    axis.tick_params(axis="y", length=0)
+    if len(series) > 1:
+        figure.legend(*axis.get_legend_handles_labels(), fontsize=9, loc="upper center", ncols=len(series))
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.25 / figure.get_figheight() if len(series) > 1 else 1))
     return figure

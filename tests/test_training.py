@@ -180,6 +180,49 @@ def test_a_step_size_that_is_far_too_large_is_noticed(blobs):
         gc.train(replace(TINY, optimizer="sgd", lr=1e6), data=blobs, progress=False)
 
 
+def test_a_range_test_takes_the_steps_of_a_training_at_rising_step_sizes(blobs):
+    recipe = replace(TINY, optimizer="sgd", lr=0.02, schedule="one-cycle")
+    table = training.learning_rate_range(recipe, data=blobs, least=1e-3, largest=1e-1, steps=10)
+    assert table["lr"].tolist() == pytest.approx(np.geomspace(1e-3, 1e-1, 10).tolist())
+    torch.manual_seed(recipe.seed)
+    model = build_model("report-cnn", 3).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=recipe.momentum)
+    losses = []
+    for number in range(10):
+        epoch, step = 1 + number // 7, number % 7  # seven batches in an epoch
+        order = torch.randperm(200, generator=torch.Generator().manual_seed(epoch))
+        batch = order.split(32)[step]
+        torch.manual_seed((epoch * 1_000_003 + step) * 1_009)
+        x = torch.stack([blobs.train[int(i)][0] for i in batch]).to(memory_format=torch.channels_last)
+        loss = cross_entropy(model(x), torch.from_numpy(blobs.train.targets[batch]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.param_groups[0]["lr"] = table["lr"][number]
+        optimizer.step()
+        losses.append(loss.item())
+    assert table["loss"].tolist() == pytest.approx(losses, rel=1e-3)
+
+
+def test_a_range_test_ends_where_the_loss_has_blown_up(blobs):
+    recipe = replace(TINY, optimizer="sgd", lr=0.02)
+    table = training.learning_rate_range(recipe, data=blobs, least=1e-2, largest=1e6, steps=200)
+    assert len(table) < 200
+    assert (table["loss"][:-1] < 4 * np.log(3)).all() and not table["loss"].iloc[-1] < 4 * np.log(3)
+
+
+def test_in_a_range_test_the_step_sizes_of_all_parts_keep_their_ratio(blobs, monkeypatch):
+    original, seen = training._step, []
+
+    def spying(state, *rest):
+        seen.append([group["lr"] for optimizer in state.optimizers for group in optimizer.param_groups])
+        return original(state, *rest)
+
+    monkeypatch.setattr(training, "_step", spying)
+    training.learning_rate_range(WITH_STATES, data=blobs, least=1e-4, largest=1e-2, steps=3)
+    assert seen[0][-1] == pytest.approx(1e-4) and seen[2][-1] == pytest.approx(1e-2)  # Muon's is the recipe's
+    assert np.array(seen[2]) / np.array(seen[0]) == pytest.approx(np.full(len(seen[0]), 100))
+
+
 def test_images_that_were_trained_on_are_not_validated_on(blobs, tmp_path):
     recipe = replace(TINY, epochs=2, all_images=True, patience=None, views=2)
     run = gc.train(recipe, out=tmp_path, data=blobs, progress=False)
