@@ -182,10 +182,10 @@ def main() -> None:
     chosen = parser.parse_args()
     on_gpu = chosen.device == "cuda"
     if chosen.workers_only:
-        with joined(torch.device(chosen.device)) as world:
-            together = loop(replace(gc.RECIPES["cifar10-report"], batch_size=512), world, 20)["own batches"]
-            if world.rank == 0:
-                print(together)
+        world = joined(torch.device(chosen.device))
+        together = loop(replace(gc.RECIPES["cifar10-report"], batch_size=512), world, 20)["own batches"]
+        if world.rank == 0:
+            print(together)
         return
     world = World(torch.device(chosen.device))
     precision = "bfloat16" if on_gpu else "float32"

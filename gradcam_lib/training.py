@@ -91,7 +91,8 @@ def train(
         raise ValueError(f"{recipe.name!r}: patience needs validation images, and all_images trains on them. Drop one.")
     out = Path(out) if out else None
     data = data or load_dataset(recipe.dataset)
-    with joined(torch.device(device or _fastest_device())) as world, _algorithms(deterministic):
+    world = joined(torch.device(device or _fastest_device()))
+    with _algorithms(deterministic):
         state, batches, data, training_set = _beginning(recipe, data, world)
         model = state.model
         if out:

@@ -3,9 +3,8 @@
 Every worker has the same weights. Of each batch it takes its part, and the gradients of all are added before each step.
 """
 
+import atexit
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -94,20 +93,25 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         return (y * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
-@contextmanager
-def joined(device: torch.device) -> Iterator[World]:
+def joined(device: torch.device) -> World:
     """The workers that `torchrun` started, of whom this process is one; or this process alone.
 
     device  of which kind a worker is to take its own: "cuda" becomes the GPU of its number on its machine
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun sets it, and nothing else does
-        yield World(device)
-        return
+        return World(device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield World(device, distributed.get_rank(), distributed.get_world_size())
-    finally:
-        distributed.destroy_process_group()
+    rank, size, attempt = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"))
+    if not distributed.is_initialized():  # once a process: workers that part cannot meet again
+        board = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), wait_for_workers=False)
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            # Workers leave their addresses for each other there; those of an attempt that was killed still hang on it.
+            store=distributed.PrefixStore(f"attempt {attempt}", board),
+            rank=rank,
+            world_size=size,
+        )
+        atexit.register(distributed.destroy_process_group)
+    return World(device, rank, size)

@@ -65,7 +65,7 @@ def run(folder, *launcher, die_at="never"):
     script.write_text(TRAIN)
     command = [sys.executable, *launcher, str(script), str(folder), die_at]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     weights = {}
     for run in (folder, folder.with_name(f"{folder.name}-parts")):
