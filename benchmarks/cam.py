@@ -10,10 +10,8 @@ memory is that of a fresh process. The rows go to data/records/cam-benchmark.
 """
 
 import re
-import statistics
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import pandas as pd
 import peers
 import torch
 import torchvision
+from timing import interleaved
 
 import gradcam_lib as gc
 from gradcam_lib.records import describe_machine, records_folder, write_record
@@ -73,18 +72,6 @@ def job(library, method, model, layer, images, classes=1, **options):
     return finished
 
 
-def interleaved(jobs, rounds=ROUNDS):
-    """The median seconds of each job: one round to warm up, then all of them in turn, `rounds` times."""
-    seconds = {name: [] for name in jobs}
-    for n in range(rounds + 1):
-        for name, run in jobs.items():
-            start = time.perf_counter()
-            run()
-            if n:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
 def rows_of(case, medians, images):
     return [
         {**case, "library": name, "seconds": median, "images_per_second": images / median,
@@ -105,7 +92,7 @@ def speed():
             yield (
                 case,
                 lambda c=case, m=model, l=layer, i=images: rows_of(
-                    c, interleaved({name: job(name, "grad-cam", m, l, i) for name in LIBRARIES}), len(i)
+                    c, interleaved({name: job(name, "grad-cam", m, l, i) for name in LIBRARIES}, ROUNDS), len(i)
                 ),
             )
 
@@ -120,7 +107,7 @@ def classes():
         yield (
             case,
             lambda c=case, K=K, ls=libraries: rows_of(
-                c, interleaved({name: job(name, "grad-cam", model, layer, images, K) for name in ls}), 8
+                c, interleaved({name: job(name, "grad-cam", model, layer, images, K) for name in ls}, ROUNDS), 8
             ),
         )
 
@@ -135,11 +122,11 @@ def perturbation():
             jobs["gradcam_lib, accelerated"] = job("gradcam_lib, accelerated", method, model, layer, images)
             jobs["gradcam_lib, strongest 32"] = job("gradcam_lib", method, model, layer, images, strongest=32)
         case = {"part": "perturbation", "method": method, "network": "resnet18", "batch": 1, "classes": 1}
-        yield case, lambda c=case, j=jobs: rows_of(c, interleaved(j), 1)
+        yield case, lambda c=case, j=jobs: rows_of(c, interleaved(j, ROUNDS), 1)
     images = torch.rand(8, 3, size, size, device=DEVICE)
     jobs = {name: job(name, "ablation-cam", model, layer, images) for name in ("forward", "gradcam_lib")}
     case = {"part": "perturbation", "method": "ablation-cam", "network": "resnet18", "batch": 8, "classes": 1}
-    yield case, lambda c=case, j=jobs: rows_of(c, interleaved(j), 8)
+    yield case, lambda c=case, j=jobs: rows_of(c, interleaved(j, ROUNDS), 8)
 
 
 def memory():

@@ -9,7 +9,6 @@ round, and of each the median. Rows go to data/records/small-devices.
 """
 
 import logging
-import statistics
 import tempfile
 import time
 import warnings
@@ -23,6 +22,7 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from safetensors.torch import save
+from timing import interleaved
 
 import gradcam_lib as gc
 from gradcam_lib.batches import in_order
@@ -89,23 +89,10 @@ def in_onnx(file):
     return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
 
 
-def interleaved(jobs, rounds):
-    """The median of each job's processor seconds: one round to warm up, then all of them in turn, `rounds` times."""
-    seconds = {name: [] for name in jobs}
-    for n in range(rounds + 1):
-        for name, run in jobs.items():
-            start = time.process_time()
-            run()
-            if n:
-                seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
 def images_of(model, part, number):
     device = torch.device("cpu")
-    chosen = part.take(
-        np.linspace(0, len(part) - 1, number).astype(int)
-    )  # of all classes, also where they are in order
+    # Of all classes, also where they are in order.
+    chosen = part.take(np.linspace(0, len(part) - 1, number).astype(int))
     x = torch.cat([batch.contiguous() for batch in in_order(chosen, model.prepare, device, 100)])
     return x, chosen.targets
 
@@ -124,12 +111,14 @@ def measured(network):
             form: torch.cat([run(part) for part in x.split(50)]).argmax(1).numpy() for form, (_, run) in made.items()
         }
         seconds = {
-            n: interleaved({form: lambda run=run, n=n: run(x[:n]) for form, (_, run) in made.items()}, rounds)
+            n: interleaved(
+                {form: lambda run=run, n=n: run(x[:n]) for form, (_, run) in made.items()}, rounds, time.process_time
+            )
             for n in batches
         }
     for form, (size, _) in made.items():
-        row = {"network": network, "form": form, "parameters": sum(p.numel() for p in model.parameters())}
-        row |= {"multiply_adds": int(summary.table["multiply_adds"].sum()), "bytes": size, "images": len(y)}
+        row = {"network": network, "form": form, "parameters": summary.parameters}
+        row |= {"multiply_adds": summary.multiply_adds, "bytes": size, "images": len(y)}
         row["accuracy"] = (answers[form] == y).mean() if len(data.classes) == len(model.classes) else float("nan")
         row["agreement"] = (answers[form] == answers["float32"]).mean()
         row |= {"rounds": rounds, "batch": batches[1]}

@@ -24,7 +24,7 @@ import gradcam_lib as gc
 from gradcam_lib.architectures import last_linear
 from gradcam_lib.batches import at_size
 from gradcam_lib.corruptions import CORRUPTIONS, corrupt
-from gradcam_lib.datasets import ArrayDataset
+from gradcam_lib.datasets import ArrayDataset, first_of_each_class
 from gradcam_lib.decoded import decode
 from gradcam_lib.quality import human_labels
 from gradcam_lib.records import describe_machine, records_folder, write_record
@@ -99,8 +99,8 @@ def transferred():
         splits = gc.load_dataset(dataset)
         for name, side, model in probes():
             data = splits if dataset == "cifar100" else decode(splits, model.prepare.resize)
-            firsts = [np.flatnonzero(data.train.targets == c)[:PER_CLASS] for c in range(len(data.classes))]
-            parts = {"train": data.train.take(np.concatenate(firsts)), "validation": data.validation, "test": data.test}
+            train = data.train.take(first_of_each_class(data.train.targets, PER_CLASS))
+            parts = {"train": train, "validation": data.validation, "test": data.test}
             began = time.perf_counter()
             x = {part: features(model, images) for part, images in parts.items()}
             yield probe(x, parts) | {

@@ -18,6 +18,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 import gradcam_lib as gc
 from gradcam_lib.records import describe_machine, records_folder, replacing, write_record
+from gradcam_lib.training import measure
 
 RECORD = records_folder() / "cifar10-steps"
 SEEDS = (0, 1, 2)
@@ -96,23 +97,19 @@ def measured(part, step, changes, recipe, data):
     about["changes"] = ", ".join(f"{name}={value}" for name, value in changes.items())
     validation = run.history["validation_accuracy"].iloc[-1]
     logits = gc.predict(run.model, data.test)
-    row = about | {"test_accuracy": accuracy(logits, data.test), "validation_accuracy": validation}
+    row = about | {"test_accuracy": measure(logits, data.test.targets)[1], "validation_accuracy": validation}
     if part == "sampling":
         row["test_mean_class_accuracy"] = balanced_accuracy_score(data.test.targets, logits.argmax(1))
     else:
         seen = data.train.take(slice(0, EVALUATED))
-        row["train_accuracy"] = accuracy(gc.predict(run.model, seen), seen)
+        row["train_accuracy"] = measure(gc.predict(run.model, seen), seen.targets)[1]
     rows = [row | {"seconds": round(seconds, 1)}]
     if step == "three times longer":
         logits, known = (gc.predict(run.model, images, views=2) for images in (data.test, data.validation))
-        row = row | {"test_accuracy": accuracy(logits, data.test)}
-        row["validation_accuracy"] = accuracy(known, data.validation)
+        row = row | {"test_accuracy": measure(logits, data.test.targets)[1]}
+        row["validation_accuracy"] = measure(known, data.validation.targets)[1]
         rows.append(row | {"step": VIEWS, "changes": "views=2", "seconds": 0.0})
     return rows
-
-
-def accuracy(logits, images):
-    return (logits.argmax(1).numpy() == images.targets).mean()
 
 
 def datasets():

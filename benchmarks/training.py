@@ -13,22 +13,21 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from itertools import islice
-from statistics import median
 
 import numpy as np
 import pandas as pd
 import torch
+from timing import in_turn
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.transforms import v2
 
 import gradcam_lib as gc
 from gradcam_lib import datasets, training
-from gradcam_lib.batches import ArrayBatches, PictureBatches, normalised, workers
-from gradcam_lib.checkpoints import State
+from gradcam_lib.batches import ArrayBatches, PictureBatches, workers
 from gradcam_lib.decoded import decode
 from gradcam_lib.records import describe_machine, records_folder, write_record
 from gradcam_lib.world import World, joined
@@ -46,17 +45,6 @@ def speed(batches: Iterable, images: int, device: torch.device) -> float:
         torch.cuda.synchronize()
     assert seen == images
     return seen / (time.perf_counter() - began)
-
-
-def in_turn(ways: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """The median of each way's figures over the rounds, which take the ways in turn; the first round warms up."""
-    figures = {name: [] for name in ways}
-    for round_number in range(ROUNDS + 1):
-        for name, way in ways.items():
-            figure = way()
-            if round_number:
-                figures[name].append(figure)
-    return {name: median(values) for name, values in figures.items()}
 
 
 def photographs(world: World) -> dict[str, float]:
@@ -81,7 +69,7 @@ def photographs(world: World) -> dict[str, float]:
     return in_turn({
         "decoded once": lambda: speed(batches.epoch(1), n, world.device),
         "ImageFolder and DataLoader": lambda: speed(by_image_folder(), n, world.device),
-    })  # fmt: skip
+    }, ROUNDS)  # fmt: skip
 
 
 class CIFAR10AsIs(CIFAR10):
@@ -115,7 +103,7 @@ def small_images(world: World) -> dict[str, float]:
     return in_turn({
         "on the device": lambda: speed(batches.epoch(1), 20_000, world.device),
         "CIFAR10 and DataLoader": lambda: speed(by_torchvision(), 20_000, world.device),
-    })  # fmt: skip
+    }, ROUNDS)  # fmt: skip
 
 
 def loop(recipe, world: World, steps: int) -> dict[str, float]:
@@ -123,18 +111,10 @@ def loop(recipe, world: World, steps: int) -> dict[str, float]:
 
     The share of the peak counts 6 operations for each multiply-add of a forward pass: 2 forward, 4 backward.
     """
-    data = gc.load_dataset(recipe.dataset)
-    torch.manual_seed(0)
-    model = training._network(recipe, len(data.classes)).to(world.device, memory_format=torch.channels_last)
-    operations = 6 * gc.summarise(model, (3, model.prepare.size, model.prepare.size)).multiply_adds
-    if recipe.dataset == "cifar10":
-        batches = ArrayBatches(data.train, recipe, model.prepare, world)
-    else:
-        batches = PictureBatches(decode(data, model.prepare.resize).train, recipe, model.prepare, world)
-    if hasattr(model, "set_whitening"):
-        model.set_whitening(normalised(batches.pixels[:5000], model.prepare))
-    state = State(recipe, model, world.device)
-    network = world.together(model).train()
+    state, batches, _, _ = training._beginning(recipe, gc.load_dataset(recipe.dataset), world)
+    side = state.model.prepare.size
+    operations = 6 * gc.summarise(state.model, (3, side, side)).multiply_adds
+    network = world.together(state.model).train()
 
     def trained(source: Iterable) -> float:
         """Images a second of the steps after the first."""
@@ -146,9 +126,8 @@ def loop(recipe, world: World, steps: int) -> dict[str, float]:
         return images / (time.perf_counter() - began)
 
     one = next(iter(batches.epoch(1)))
-    found = in_turn(
-        {"own batches": lambda: trained(batches.epoch(1)), "one batch": lambda: trained([one] * (steps + 1))}
-    )
+    ways = {"own batches": lambda: trained(batches.epoch(1)), "one batch": lambda: trained([one] * (steps + 1))}
+    found = in_turn(ways, ROUNDS)
     return found | {"operations": operations * found["own batches"]}
 
 
@@ -164,7 +143,7 @@ def peak(world: World, precision: str, n: int) -> float:
 
 
 def many_workers(device: str, counts: Iterable[int]) -> dict[int, float]:
-    """Images a second of `cifar10-report` without dropout's help or hindrance, at a batch of 512 for all together."""
+    """Images a second of `cifar10-report`, at a batch of 512 for all workers together."""
     found = {}
     for count in counts:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]

@@ -27,7 +27,7 @@ class State:
     """All that changes while a recipe is trained. What chance decides is drawn anew from the recipe's seed.
 
     history  a dictionary for each whole epoch
-    kept     the weights to be returned, as they stand; empty before the first epoch's end
+    kept     with patience, the best epoch's weights so far; otherwise empty
     step     how many steps of the epoch under way are done
     sums     of these: images, loss times images, images that were right, seconds
     average  the moving average of the model's weights, or None
@@ -47,11 +47,16 @@ class State:
         """What is tested and kept: the moving average, or the model itself where there is none."""
         return self.model if self.average is None else self.average.module
 
+    @property
+    def result(self) -> dict[str, torch.Tensor]:
+        """The weights to be returned: the best epoch's, or without patience those that were tested last."""
+        return self.tested.state_dict() if self.recipe.patience is None else self.kept
+
     def end_epoch(self, row: dict) -> None:
-        """Add a row to the history; what is kept is the best epoch's weights, or the last one's without patience."""
+        """Add a row to the history, and keep the weights where patience asks for the best epoch's and it is this."""
         self.history.append(row)
         self.step, self.sums = 0, [0.0] * 4
-        if self.recipe.patience is None or best_epoch(self.history) == len(self.history):
+        if self.recipe.patience is not None and best_epoch(self.history) == len(self.history):
             self.kept = {name: tensor.clone() for name, tensor in self.tested.state_dict().items()}
 
     @property

@@ -250,6 +250,11 @@ def stratified_split(targets: np.ndarray, shares: Iterable[float], seed: int) ->
     return [np.sort(np.concatenate(part)) for part in parts]
 
 
+def first_of_each_class(targets: np.ndarray, number: int) -> np.ndarray:
+    """Indices of the first so many of each class, or of all where it has fewer, in ascending order."""
+    return np.sort(np.concatenate([np.flatnonzero(targets == c)[:number] for c in np.unique(targets)]))
+
+
 def _info(name: str) -> DatasetInfo:
     if name not in DATASETS:
         raise ValueError(f"There is no data set {name!r}. Choose one of: {', '.join(DATASETS)}.")

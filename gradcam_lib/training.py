@@ -26,7 +26,7 @@ from .architectures import Preparation, build_model
 from .batches import ArrayBatches, PictureBatches, at_size, in_order, normalised
 from .batches import views as views_of
 from .checkpoints import State, TrainingError, best_epoch, writing
-from .datasets import ArrayDataset, FolderSplit, Splits, load_dataset
+from .datasets import ArrayDataset, FolderSplit, Splits, first_of_each_class, load_dataset
 from .decoded import DecodedPictures, decode
 from .models import load_pretrained, round_to_half, save_model
 from .optimizers import set_progress
@@ -195,7 +195,7 @@ def _run(state: State, batches, world: World, data: Splits, out, compile, tensor
                 state.write(checkpoint)
         if not state.ended:
             raise KeyboardInterrupt(f"{recipe.name!r} was interrupted; the same call goes on from here")
-    return state.kept
+    return state.result
 
 
 def _train_epoch(state: State, network, batches, world: World, bar: tqdm, interrupted: threading.Event) -> bool:
@@ -324,9 +324,8 @@ def _algorithms(deterministic: bool) -> Iterator[None]:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU is first used
     torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.benchmark = (
-        not deterministic
-    )  # measures the ways to convolve, and may choose another each time
+    # It measures the ways to convolve, and may choose another each time.
+    torch.backends.cudnn.benchmark = not deterministic
     try:
         yield
     finally:
@@ -351,8 +350,7 @@ def _training_set(recipe: Recipe, data: Splits) -> ArrayDataset | DecodedPicture
                            for name in ("data", "targets"))  # fmt: skip
         images = ArrayDataset(pixels, targets, data.classes)
     if recipe.per_class is not None:
-        firsts = [np.flatnonzero(images.targets == c)[: recipe.per_class] for c in range(len(data.classes))]
-        images = images.take(np.sort(np.concatenate(firsts)))
+        images = images.take(first_of_each_class(images.targets, recipe.per_class))
     return images.take(slice(0, recipe.train_images))
 
 
