@@ -22,7 +22,7 @@ from .decoded import DecodedPictures
 from .recipes import Recipe
 from .world import World
 
-__all__ = ["ArrayBatches", "PictureBatches", "at_size", "in_order", "normalised", "views"]
+__all__ = ["ArrayBatches", "PictureBatches", "at_once", "at_size", "in_order", "normalised", "views"]
 
 GROWN = 0.75  # the share of a run after which pictures that grow have their full size
 GRAIN = 8  # pixels by which they grow
@@ -49,6 +49,11 @@ def side_of(recipe: Recipe, full: int, epoch: int) -> int:
     if recipe.first_size is None or share >= 1:
         return full
     return recipe.first_size + round(share * (full - recipe.first_size) / GRAIN) * GRAIN
+
+
+def at_once(side: int) -> int:
+    """How many pictures of `side` pixels a network looks at at once: 64 of 224, and of smaller ones more, up to 500."""
+    return min(500, max(1, 64 * 224**2 // side**2))
 
 
 def workers() -> int:

@@ -149,7 +149,7 @@ def explain(
         stack.enter_context(torch.enable_grad())
         if not accelerate:
             stack.enter_context(_uncompiled())
-        stack.enter_context(_left_as_it_was(model, eval_mode, frozen=not differentiable))
+        stack.enter_context(left_as_it_was(model, eval_mode, frozen=not differentiable))
         if images.is_inference():
             images = images.clone()
         if not differentiable:
@@ -236,7 +236,7 @@ def _uncompiled():
 
 
 @contextmanager
-def _left_as_it_was(model: nn.Module, eval_mode: bool, frozen: bool) -> Iterator[None]:
+def left_as_it_was(model: nn.Module, eval_mode: bool = True, frozen: bool = False) -> Iterator[None]:
     """Evaluation mode and frozen parameters, and afterwards each module's and parameter's own state again."""
     modes = [(module, module.training) for module in model.modules()]
     switched = eval_mode and any(training for _, training in modes)

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from .architectures import Preparation, build_model
-from .batches import ArrayBatches, PictureBatches, at_size, in_order, normalised
+from .batches import ArrayBatches, PictureBatches, at_once, at_size, in_order, normalised
 from .batches import views as views_of
 from .checkpoints import State, TrainingError, best_epoch, writing
 from .datasets import ArrayDataset, FolderSplit, Splits, first_of_each_class, load_dataset
@@ -366,11 +366,11 @@ def predict(model: nn.Module, images, *, batch_size: int | None = None, views: i
 
     model       with `model.prepare`, as `build_model` and `load_model` give it; one without is shown pixels in [0, 1]
     images      an `ArrayDataset`, or `DecodedPictures`
-    batch_size  how many at once; None takes 64 of 224 × 224 pixels, and of smaller ones more, up to 500
+    batch_size  how many at once; None takes what `batches.at_once` says
     views       how many views of an image are averaged: 1, 2 or 6, as `batches.views` has them
     """
     device, prepare = next(model.parameters()).device, getattr(model, "prepare", PIXELS)
-    batch_size = batch_size or min(500, max(1, 64 * 224**2 // prepare.size**2))
+    batch_size = batch_size or at_once(prepare.size)
     model.eval()
     parts = []
     for x in in_order(images, prepare, device, batch_size):
