@@ -239,7 +239,7 @@ def sensitivity_n(
         picture = _changed(images, lambda n, j, gone=gone: gone[n, j], fill, seed)
         logits = _answers(model, picture, targets, subsets + 1, images, batch_size).logits
         sums = (gone[:, 1:] * maps[:, None]).sum((2, 3))
-        columns.append(_correlation(sums, logits[:, :1] - logits[:, 1:]))
+        columns.append(correlation(sums, logits[:, :1] - logits[:, 1:]))
     return torch.stack(columns, 1)
 
 
@@ -464,7 +464,7 @@ def enlarged(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
 
 
-def _correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Pearson's, of each row (N, M) with its own: (N,) float64 in [-1, 1]; 0 where a row is the same everywhere."""
     a, b = (v.double().cpu() for v in (a, b))
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)

@@ -12,6 +12,9 @@ __all__ = [
     "channel_histograms",
     "class_bars",
     "class_sizes",
+    "confidence_histograms",
+    "confusion",
+    "confusion_map",
     "curve_panels",
     "curves",
     "descent_paths",
@@ -21,6 +24,7 @@ __all__ = [
     "gradient_norms",
     "heatmap_grid",
     "image_grid",
+    "interval_panels",
     "intervals",
     "kernel_places",
     "layer_costs",
@@ -31,7 +35,9 @@ __all__ = [
     "picture_sizes",
     "receptive_fields",
     "recorded_accuracies",
+    "reliability_diagrams",
     "share_histogram",
+    "size_scatter",
     "training_curves",
     "value_histograms",
 ]
@@ -710,4 +716,178 @@ def dot_rows(rows, xlabel, *, numbers=False):
     if len(series) > 1:
         figure.legend(*axis.get_legend_handles_labels(), fontsize=9, loc="upper center", ncols=len(series))
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.25 / figure.get_figheight() if len(series) > 1 else 1))
+    return figure
+
+
+@figure_in_style
+def interval_panels(panels):
+    """A point with its interval for each row, in panels above each other, each with an axis of its own.
+
+    panels  {xlabel: {name: (value, lower end, upper end)}}, as they are shown
+    """
+    rows = max(len(panel) for panel in panels.values())
+    figure, axes = plt.subplots(len(panels), 1, figsize=(4.8, (0.27 * rows + 0.62) * len(panels)), squeeze=False)
+    for axis, (xlabel, panel) in zip(axes[:, 0], panels.items(), strict=True):
+        for y, (value, low, high) in enumerate(panel.values()):
+            axis.plot([low, high], [y, y], color=BLUE, linewidth=2.5, alpha=0.5, solid_capstyle="butt")
+            axis.plot(value, y, "o", color=BLUE, markersize=5, mew=0)
+        axis.set(xlabel=xlabel, ylim=(len(panel) - 0.4, -0.6))
+        axis.xaxis.labelpad = 1
+        axis.margins(x=0.06)
+        axis.set_yticks(range(len(panel)), panel)
+        axis.grid(axis="y", visible=False)
+        axis.tick_params(axis="y", length=0)
+    figure.tight_layout(h_pad=0.6)
+    return figure
+
+
+@figure_in_style
+def confusion(rates, classes):
+    """What each class is taken for, in % of its pictures. Shades are for errors alone; the diagonal is left grey.
+
+    rates    (C, C) in [0, 1], true classes in rows, for some ten classes
+    classes  their names, in the order of the rows
+    """
+    rates, C = 100 * np.asarray(rates), len(classes)
+    wrong = np.ma.masked_where(np.eye(C, dtype=bool), rates)
+    figure, axis = plt.subplots(figsize=(0.37 * C + 1.25, 0.37 * C + 1.15))
+    cmap = plt.get_cmap("rocket_r").copy()
+    cmap.set_bad("#e4e7ec")
+    shown = axis.imshow(wrong, cmap=cmap, vmin=0, vmax=max(wrong.max(), 1) * 1.15)
+    for i, j in np.ndindex(C, C):
+        if i == j or rates[i, j] >= 0.5:
+            light = i != j and shown.norm(rates[i, j]) > 0.5
+            axis.text(
+                j, i, f"{rates[i, j]:.0f}", ha="center", va="center", fontsize=9, color="white" if light else "black"
+            )
+    axis.set_xticks(range(C), classes, rotation=50, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(C), classes)
+    axis.set(xlabel="predicted, in % of the true class", ylabel="true")
+    axis.grid(visible=False)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
+@figure_in_style
+def confusion_map(rates, classes, pairs):
+    """What each of many classes is taken for: the errors as dots, shaded by their rate, and the worst pairs by name.
+
+    rates    (C, C) in [0, 1], true classes in rows
+    classes  their names, in the order of the rows
+    pairs    (first, second) names of the pairs of classes that are named beside the row of the first to come
+    """
+    rates, C = np.asarray(rates), len(classes)
+    i, j = np.nonzero(np.where(np.eye(C, dtype=bool), 0, rates))
+    order = np.argsort(rates[i, j])  # the worst on top
+    i, j = i[order], j[order]
+    figure = plt.figure(figsize=(5.2, 3.5))
+    axis = figure.add_axes((0.05, 0.08, 0.6, 0.6 * 5.2 / 3.5))
+    axis.plot([-0.5, C - 0.5], [-0.5, C - 0.5], color="#e4e7ec", linewidth=3, zorder=0, solid_capstyle="butt")
+    dots = axis.scatter(
+        j, i, c=100 * rates[i, j], s=11, marker="s", linewidth=0, cmap="viridis_r", norm="log", vmin=2, vmax=100
+    )
+    place = {name: k for k, name in enumerate(classes)}
+    ends = sorted((min(place[a], place[b]), max(place[a], place[b])) for a, b in pairs)
+    # Texts at even heights where they would meet: each at least a line below the one before it, none below the end.
+    line = C / 16
+    heights = []
+    for row, _ in ends:
+        heights.append(max(row, heights[-1] + line) if heights else row)
+    for k in range(len(heights) - 1, -1, -1):
+        below = C - 1 if k == len(heights) - 1 else heights[k + 1] - line
+        heights[k] = min(heights[k], below)
+    for (row, column), height in zip(ends, heights, strict=True):
+        text = " / ".join(classes[k].replace("_", " ") for k in (row, column))
+        axis.annotate(
+            text, (column, row), (C + 3, height), va="center", fontsize=8, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.7, "shrinkB": 3, "shrinkA": 0},
+        )  # fmt: skip
+    axis.set(xlim=(-1, C), ylim=(C, -1), xlabel=f"predicted class, {C} of them", ylabel="true class, in the same order")
+    axis.set(xticks=(), yticks=(), aspect="equal")
+    axis.grid(visible=False)
+    inset = axis.inset_axes((0.03, 0.12, 0.34, 0.03))
+    bar = figure.colorbar(dots, cax=inset, orientation="horizontal", ticks=[2, 5, 10, 20, 50, 100])
+    bar.ax.set_xticklabels(["2", "5", "10", "20", "50", "100"], fontsize=8)
+    bar.ax.minorticks_off()
+    bar.set_label("% of the true class", fontsize=8)
+    bar.outline.set_visible(False)
+    return figure
+
+
+@figure_in_style
+def reliability_diagrams(panels, *, least=10):
+    """The accuracy in each bin of confidence as a bar, and how far it is from the mean confidence; two panels a row.
+
+    panels  {title: table of `evaluation.reliability`}
+    least   pictures in a bin that is drawn
+    """
+    rows, pale = -(-len(panels) // 2), "#9dbbe0"
+    figure, axes = plt.subplots(rows, 2, figsize=(5.0, 2.35 * rows + 0.65), sharex=True, sharey=True, squeeze=False)
+    for axis, (title, table) in zip(axes.flat, panels.items(), strict=True):
+        full = table[table["images"] >= least]
+        middle, width = (full["low"] + full["high"]) / 2, (full["high"] - full["low"]) * 0.88
+        both = np.minimum(full["accuracy"], full["confidence"])
+        axis.bar(middle, both, width, color=BLUE, linewidth=0)
+        axis.bar(middle, full["accuracy"] - both, width, both, color=pale, linewidth=0)
+        axis.bar(middle, full["confidence"] - both, width, both, color=ORANGE, linewidth=0)
+        axis.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--")
+        axis.set_title(title, fontsize=10)
+        axis.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect="equal")
+    for axis in axes[-1]:
+        axis.set_xlabel("confidence")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("accuracy")
+    looks = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (BLUE, ORANGE, pale)]
+    names = ["accuracy", "confidence above it", "accuracy above confidence"]
+    figure.legend(
+        [looks[0], looks[2], looks[1]], [names[0], names[2], names[1]], loc="upper center", ncols=2, fontsize=9
+    )
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.5 / figure.get_figheight()))
+    return figure
+
+
+@figure_in_style
+def confidence_histograms(panels, *, bins=20):
+    """How many pictures have which confidence, right and wrong ones apart, on a logarithmic scale.
+
+    panels  {title: ((N,) confidence in [0, 1], (N,) bool, whether it is right)}
+    """
+    figure, axes = plt.subplots(len(panels), 1, figsize=(4.6, 1.55 * len(panels) + 0.6), sharex=True, sharey=True)
+    edges = np.linspace(0, 1, bins + 1)
+    for axis, (title, (confidence, right)) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        for part, colour, name in ((right, BLUE, "right"), (~right, ORANGE, "wrong")):
+            counts = np.histogram(confidence[part], edges)[0]
+            axis.stairs(np.maximum(counts, 0.5), edges, color=colour, linewidth=1.8, label=name)
+            axis.stairs(np.maximum(counts, 0.5), edges, baseline=0.5, fill=True, color=colour, alpha=0.15)
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.set(yscale="log", ylim=(0.5, None), xlim=(0, 1), ylabel="pictures")
+    looks = [plt.Line2D([], [], color=colour, linewidth=1.8) for colour in (BLUE, ORANGE)]
+    figure.legend(looks, ["right", "wrong"], loc="upper right", ncols=2, fontsize=9)
+    axis.set_xlabel("confidence")
+    figure.tight_layout()
+    return figure
+
+
+@figure_in_style
+def size_scatter(panels, ylabel):
+    """The accuracy of each class against its size, a panel for each title, with the mean in each fifth of the classes.
+
+    panels  {title: ((C,) pictures, (C,) accuracy in [0, 1])}
+    """
+    figure, axes = plt.subplots(len(panels), 1, figsize=(4.6, 1.9 * len(panels) + 0.4), sharex=True, squeeze=False)
+    for axis, (title, (sizes, accuracy)) in zip(axes[:, 0], panels.items(), strict=True):
+        sizes, accuracy = np.asarray(sizes, dtype=float), 100 * np.asarray(accuracy, dtype=float)
+        axis.plot(sizes, accuracy, "o", color=BLUE, alpha=0.4, markersize=4.5, mew=0)
+        fifths = np.array_split(np.argsort(sizes, kind="stable"), 5)
+        means = [(np.exp(np.log(sizes[part]).mean()), accuracy[part].mean()) for part in fifths]
+        axis.plot(*np.transpose(means), "o-", color=ORANGE, linewidth=1.8, markersize=5)
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.set(xscale="log", ylim=(-5, 105), ylabel=ylabel)
+        ticks = [t for t in (5, 10, 20, 50, 100, 200, 500) if sizes.min() * 0.9 <= t <= sizes.max()]
+        axis.set_xticks(ticks, [str(t) for t in ticks])
+        axis.minorticks_off()
+    axes[-1, 0].set_xlabel("training pictures of the class")
+    figure.tight_layout()
     return figure
