@@ -808,8 +808,8 @@ def confusion_map(rates, classes, pairs):
     axis.set(xticks=(), yticks=(), aspect="equal")
     axis.grid(visible=False)
     inset = axis.inset_axes((0.03, 0.12, 0.34, 0.03))
-    bar = figure.colorbar(dots, cax=inset, orientation="horizontal", ticks=[2, 5, 10, 20, 50, 100])
-    bar.ax.set_xticklabels(["2", "5", "10", "20", "50", "100"], fontsize=8)
+    bar = figure.colorbar(dots, cax=inset, orientation="horizontal", ticks=[2, 10, 50])
+    bar.ax.set_xticklabels(["2", "10", "50"], fontsize=8)
     bar.ax.minorticks_off()
     bar.set_label("% of the true class", fontsize=8)
     bar.outline.set_visible(False)
@@ -824,7 +824,7 @@ def reliability_diagrams(panels, *, least=10):
     least   pictures in a bin that is drawn
     """
     rows, pale = -(-len(panels) // 2), "#9dbbe0"
-    figure, axes = plt.subplots(rows, 2, figsize=(5.0, 2.35 * rows + 0.65), sharex=True, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(rows, 2, figsize=(5.0, 2.35 * rows + 0.8), sharex=True, sharey=True, squeeze=False)
     for axis, (title, table) in zip(axes.flat, panels.items(), strict=True):
         full = table[table["images"] >= least]
         middle, width = (full["low"] + full["high"]) / 2, (full["high"] - full["low"]) * 0.88
@@ -840,11 +840,9 @@ def reliability_diagrams(panels, *, least=10):
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy")
     looks = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (BLUE, ORANGE, pale)]
-    names = ["accuracy", "confidence above it", "accuracy above confidence"]
-    figure.legend(
-        [looks[0], looks[2], looks[1]], [names[0], names[2], names[1]], loc="upper center", ncols=2, fontsize=9
-    )
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.5 / figure.get_figheight()))
+    names = ["accuracy", "confidence above accuracy", "accuracy above confidence"]
+    figure.legend(looks, names, loc="upper center", fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.65 / figure.get_figheight()))
     return figure
 
 
@@ -888,6 +886,6 @@ def size_scatter(panels, ylabel):
         ticks = [t for t in (5, 10, 20, 50, 100, 200, 500) if sizes.min() * 0.9 <= t <= sizes.max()]
         axis.set_xticks(ticks, [str(t) for t in ticks])
         axis.minorticks_off()
-    axes[-1, 0].set_xlabel("training pictures of the class")
+    axes[-1, 0].set_xlabel("pictures of the class in the data set")
     figure.tight_layout()
     return figure

@@ -147,9 +147,11 @@ def test_max_sensitivity_is_captums(case):
     def explain(x):
         return (method(model, x[0] if isinstance(x, tuple) else x, targets),)
 
+    def noisy(x):  # draws what ours draws
+        return x + 0.02 * (2 * torch.rand(images.shape, generator=generator) - 1)
+
     for _ in range(5):
-        noise = 0.02 * (2 * torch.rand(images.shape, generator=generator) - 1)
-        theirs.append(sensitivity_max(explain, images, lambda x, noise=noise: x + noise, n_perturb_samples=1))
+        theirs.append(sensitivity_max(explain, images, noisy, n_perturb_samples=1))
     ours = sanity.max_sensitivity(method, model, images, targets, samples=5)
     assert torch.allclose(torch.stack(theirs).amax(0), ours, atol=1e-4)
 
