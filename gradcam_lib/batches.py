@@ -51,9 +51,13 @@ def side_of(recipe: Recipe, full: int, epoch: int) -> int:
     return recipe.first_size + round(share * (full - recipe.first_size) / GRAIN) * GRAIN
 
 
-def at_once(side: int) -> int:
-    """How many pictures of `side` pixels a network looks at at once: 64 of 224, and of smaller ones more, up to 500."""
-    return min(500, max(1, 64 * 224**2 // side**2))
+def at_once(side: int, device: torch.device) -> int:
+    """How many pictures of `side` pixels a network looks at at once: 64 of 224, of smaller ones more, up to 500.
+
+    On a CPU a quarter of it: what a layer gives then still fits its cache.
+    """
+    number = min(500, max(4, 64 * 224**2 // side**2))
+    return number // 4 if device.type == "cpu" else number
 
 
 def workers() -> int:

@@ -64,15 +64,17 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """
     a, b = _of_one_size(a, b)
     radius = min(5, (min(a.shape[1:]) - 1) // 2)
-    w = torch.exp(-(torch.arange(-radius, radius + 1, device=a.device) ** 2) / (2 * 1.5**2)).double()
-    window = torch.outer(w, w)[None, None] / w.sum() ** 2
+    w = torch.exp(-(torch.arange(-radius, radius + 1, dtype=a.dtype, device=a.device) ** 2) / (2 * 1.5**2))
+    w = w / w.sum()
 
     def scaled(M):
         largest = M.abs().amax((1, 2), keepdim=True)
-        return (M / largest.where(largest > 0, torch.ones_like(largest))).double()[:, None]
+        return M / largest.where(largest > 0, torch.ones_like(largest))
 
     x, y = scaled(a), scaled(b)
-    mx, my, xx, yy, xy = (conv2d(M, window) for M in (x, y, x * x, y * y, x * y))
+    pictures = torch.stack([x, y, x * x, y * y, x * y]).flatten(0, 1)[:, None]
+    means = conv2d(conv2d(pictures, w.view(1, 1, -1, 1)), w.view(1, 1, 1, -1))  # in each window
+    mx, my, xx, yy, xy = means.unflatten(0, (5, -1))
     vx, vy, vxy = xx - mx**2, yy - my**2, xy - mx * my
     c1, c2 = 0.01**2, 0.03**2
     return (((2 * mx * my + c1) * (2 * vxy + c2)) / ((mx**2 + my**2 + c1) * (vx + vy + c2))).mean((1, 2, 3))
@@ -123,14 +125,15 @@ def randomisation(
 ) -> pd.DataFrame:
     """How like the maps stay while the network forgets, layer by layer.
 
-    returns a row for each layer and image: layer, depth (how many layers were drawn anew), image, rank_correlation and
-    ssim of the map with that of the intact network. Near 1 means that the map does not depend on what was learnt.
+    returns a row for each layer and image: layer, depth (how many layers were drawn anew), image; and of the map with
+    that of the intact network rank_correlation, at the maps' resolution, and ssim, at the image's. Near 1 means that
+    the map does not depend on what was learnt.
     """
     before, rows = method(model, images, targets), []
     for depth, (name, changed) in enumerate(cascade(model, seed), 1):
         after = method(changed, images, targets)
-        pair = [enlarged(M, images.shape[2:]) for M in (before, after)]
-        alike = zip(rank_correlation(*pair).tolist(), ssim(*pair).tolist(), strict=True)
+        large = [enlarged(M, images.shape[2:]) for M in (before, after)]
+        alike = zip(rank_correlation(before, after).tolist(), ssim(*large).tolist(), strict=True)
         rows += [(name, depth, n, *both) for n, both in enumerate(alike)]
     return pd.DataFrame(rows, columns=["layer", "depth", "image", "rank_correlation", "ssim"])
 

@@ -370,7 +370,7 @@ def predict(model: nn.Module, images, *, batch_size: int | None = None, views: i
     views       how many views of an image are averaged: 1, 2 or 6, as `batches.views` has them
     """
     device, prepare = next(model.parameters()).device, getattr(model, "prepare", PIXELS)
-    batch_size = batch_size or at_once(prepare.size)
+    batch_size = batch_size or at_once(prepare.size, device)
     model.eval()
     parts = []
     for x in in_order(images, prepare, device, batch_size):

@@ -61,7 +61,7 @@ def test_a_map_is_like_itself_and_unlike_its_opposite():
     M = torch.rand(4, 12, 12)
     assert torch.allclose(sanity.rank_correlation(M, 3 * M + 1), torch.ones(4, dtype=torch.float64))
     assert torch.allclose(sanity.rank_correlation(M, -M), -torch.ones(4, dtype=torch.float64))
-    assert torch.allclose(sanity.ssim(M, 5 * M), torch.ones(4, dtype=torch.float64))
+    assert torch.allclose(sanity.ssim(M, 5 * M), torch.ones(4))
     assert (sanity.ssim(M, 1 - M) < 0.1).all() and (
         sanity.ssim(torch.zeros(4, 12, 12), torch.zeros(4, 12, 12)) == 1
     ).all()
@@ -95,7 +95,7 @@ def test_cascade_is_the_same_for_the_same_seed_and_leaves_the_random_state_alone
 def test_randomisation_tells_a_map_of_the_network_from_an_edge_detector(network):
     model, images, targets = network
     deaf = sanity.randomisation(edges, model, images, targets)
-    assert (deaf["rank_correlation"] > 1 - 1e-9).all() and (deaf["ssim"] > 1 - 1e-9).all()
+    assert (deaf["rank_correlation"] > 1 - 1e-9).all() and (deaf["ssim"] > 1 - 1e-5).all()
     table = sanity.randomisation(sanity.explainer("grad-cam"), model, images, targets)
     assert len(table) == 3 * table["layer"].nunique() and table.groupby("layer")["depth"].nunique().eq(1).all()
     assert table[table["depth"] == table["depth"].max()]["rank_correlation"].abs().mean() < 0.8
