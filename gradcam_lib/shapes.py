@@ -400,6 +400,11 @@ def cloth(rng, S):
 PLACES = (sky, sea, meadow, dunes, bricks, wood, lights, cloth)
 SCENES = tuple(draw.__name__ for draw in PLACES)
 
+# Where one would look for them: what `make_shapes` can tie together. Fish and teapot belong nowhere.
+HOMES = {butterfly: meadow, car: lights, house: bricks, key: wood, mug: cloth, mushroom: dunes, sailboat: sea,
+         umbrella: sky}
+TIED = np.array([PLACES.index(HOMES[draw]) if draw in HOMES else -1 for draw in OBJECTS])    # class -> its scene or -1
+
 
 # ---- pictures ---------------------------------------------------------------------------------------------------
 
@@ -523,19 +528,23 @@ def draw_object(label, scene, size, rng):
     return photograph(picture, look), mask
 
 
-def make_shapes(count, *, size=32, seed=0, start=0):
+def make_shapes(count, *, size=32, seed=0, start=0, tie=0.0, swap=False):
     """Draw pictures start to start + count - 1 of the endless series that a seed names.
 
     Each depends on the seed and on its own number only, so that any part can be drawn alone. Each ten, counted from
-    picture 0, hold every class once in shuffled order; the scene is uniform and independent of the class.
+    picture 0, hold every class once in shuffled order; the scene is uniform and, unless tied, independent of the class.
 
     count, seed, start   whole numbers, 0 or more
     size                 side of the pictures in pixels, 16 to 256
+    tie                  plants a shortcut: the share, 0 to 1, of the pictures of eight classes that are put into the
+                         scene of their class, the one in TIED. Whatever the tie, a picture keeps all but its scene
+    swap                 with a tie, the scene of another class instead: whoever took the shortcut is led astray
     returns Shapes; raises ValueError for a number out of range
     """
     for name, value in (("count", count), ("seed", seed), ("start", start)):
         check(name, value, 0)
     check("size", size, 16, 256)
+    check("tie", tie, 0, 1)
     data = Shapes(np.empty((count, size, size, 3), np.uint8), np.empty(count, np.int64),
                   np.empty((count, size, size), bool), np.empty(count, np.int64))
     for k in range(count):
@@ -544,6 +553,9 @@ def make_shapes(count, *, size=32, seed=0, start=0):
             order = np.random.default_rng((seed, i // 10, 1)).permutation(10)
         rng = np.random.default_rng((seed, i))
         data.labels[k], data.scenes[k] = order[i % 10], rng.integers(len(SCENES))
+        home = TIED[data.labels[k]]
+        if tie and home >= 0 and np.random.default_rng((seed, i, 2)).random() < tie:
+            data.scenes[k] = (home + swap) % len(SCENES)              # every scene is the home of one class
         data.images[k], data.masks[k] = draw_object(data.labels[k], data.scenes[k], size, rng)
     return data
 

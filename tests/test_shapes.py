@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gradcam_lib import shapes
-from gradcam_lib.shapes import CLASSES, SCENES, draw_object, make_shapes
+from gradcam_lib.shapes import CLASSES, SCENES, TIED, draw_object, make_shapes
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,32 @@ def test_from_one_state_neither_scene_nor_size_moves_the_object():
         assert (mask & again).sum() / (mask | again).sum() > 0.9
 
 
+def test_a_tie_moves_objects_to_their_scenes_and_changes_nothing_else(drawn):
+    assert sorted(TIED[TIED >= 0]) == list(range(len(SCENES)))  # one class for each scene
+    home, tied = TIED[drawn.labels], TIED[drawn.labels] >= 0
+    moved_before = np.zeros(600, bool)
+    for tie in (0.25, 0.75, 1):
+        now = make_shapes(600, seed=11, tie=tie)
+        np.testing.assert_array_equal(now.labels, drawn.labels)
+        np.testing.assert_array_equal(now.masks, drawn.masks)
+        moved = now.scenes != drawn.scenes
+        assert (now.scenes == home)[moved].all() and not moved[~tied].any() and moved[moved_before].all()
+        np.testing.assert_array_equal(now.images[~moved], drawn.images[~moved])
+        # Of those that were not at home already, 7 in 8; within 4 standard errors.
+        away = tied & (drawn.scenes != home)
+        assert abs(moved[away].mean() - tie) <= 4 * (tie * (1 - tie) / away.sum()) ** 0.5
+        moved_before = moved
+
+
+def test_a_swap_puts_each_tied_object_where_another_one_is_at_home(drawn):
+    astray = make_shapes(600, seed=11, tie=1, swap=True)
+    tied = TIED[drawn.labels] >= 0
+    assert (astray.scenes != TIED[drawn.labels])[tied].all()
+    for label in np.flatnonzero(TIED >= 0):
+        assert len(set(astray.scenes[drawn.labels == label])) == 1
+    np.testing.assert_array_equal(astray.masks, drawn.masks)
+
+
 def test_no_pictures_are_empty_arrays_of_the_right_shape():
     empty = make_shapes(0, size=48)
     assert [(a.shape, a.dtype) for a in empty] == [
@@ -145,6 +171,7 @@ def test_no_pictures_are_empty_arrays_of_the_right_shape():
         ({"count": 1, "size": 15}, "size is 15; give a size from 16 to 256."),
         ({"count": 0, "size": 257}, "size is 257; give a size from 16 to 256."),
         ({"count": 1, "seed": -1}, "seed is -1; give a seed 0 or more."),
+        ({"count": 1, "tie": 1.5}, "tie is 1.5; give a tie from 0 to 1."),
         ({"count": 1, "start": -5}, "start is -5; give a start 0 or more."),
     ],
 )
