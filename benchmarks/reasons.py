@@ -103,7 +103,7 @@ def cases(data, seed):
     """(part, case, changes to the recipe, data) of each run of a seed."""
     first = first_of_each_class(data.train.targets, PER_CLASS)
     even = with_training(data, first)
-    yield "baseline", "", {}, even
+    yield "baseline", f"{PER_CLASS} of each", {}, even
     yield "pretrained", "CIFAR-10", {"model": PRETRAINED}, even
     yield "drawn", "in proportion", {}, with_training(data, in_proportion(data.train.targets, len(even.train)))
     for k in CLASSES:

@@ -65,7 +65,7 @@ def bootstrap(
     arrays     (N, ...) each; of an image that is drawn, every array's row is drawn
     level      the share of resamples inside of the interval
 
-    Raises ValueError for arrays that are empty or differ in length, and for a level or a number that is none.
+    Raises ValueError for arrays that are empty or differ in length, a level outside of (0, 1), and no resamples.
     """
     arrays = [np.asarray(array) for array in arrays]
     lengths = {len(array) if array.ndim else 0 for array in arrays}
@@ -87,9 +87,9 @@ def headline(logits: np.ndarray, labels: np.ndarray, *, resamples: int = 1000, s
 
     logits   (N, C), of any floating type
     labels   (N,) integers in [0, C)
-    returns  columns value, low, high; rows accuracy, top-5 accuracy, macro F1 (the mean over all C classes, 0 for one
-             that is absent), all three in [0, 1], higher is better; cross-entropy in nats and calibration error in
-             [0, 1], lower is better
+    returns  columns value, low, high; rows accuracy, top-5 accuracy, macro F1 (the mean over the classes that are among
+             the labels or the predictions), all three in [0, 1], higher is better; cross-entropy in nats and
+             calibration error in [0, 1], lower is better
 
     Raises ValueError as `fit_temperature` does.
     """
@@ -99,7 +99,8 @@ def headline(logits: np.ndarray, labels: np.ndarray, *, resamples: int = 1000, s
 
     def f1(guess, y):
         found, said, there = (np.bincount(a, minlength=C) for a in (y[guess == y], guess, y))
-        return np.mean(2 * found / np.maximum(said + there, 1))
+        known = said + there > 0
+        return np.mean(2 * found[known] / (said + there)[known])
 
     figures = {
         "accuracy": (np.mean, guess == y),
