@@ -172,6 +172,38 @@ def human_labels() -> np.ndarray | None:
     return None
 
 
+BOXES = {"airplanes": "airplane", "Faces": "face", "Motorbikes": "motorcycle"}  # folder of Caltech-101: file of boxes
+
+
+def object_boxes() -> pd.DataFrame | None:
+    """The box round the object in 2,032 pictures of Caltech-101, all in three of its classes.
+
+    The files `caltech101_boxes/{airplane,face,motorcycle}.csv`, with the columns file, x0, y0, x1, y1 and class and no
+    heading, are looked for where `human_labels` looks; None where neither place has them.
+
+    returns  a row a picture, its index being the name, such as "airplanes/image_0001.jpg"; x0, y0, x1, y1 in pixels of
+             the picture, int. A box may reach past its picture; one that has no height is left out
+
+    Raises DatasetError where a file is damaged, or GRADCAM_DATA names no folder.
+    """
+    places = [place / "caltech101_boxes" for place in (datasets.user_folder(), datasets.data_cache()) if place]
+    place = next((place for place in places if place.is_dir()), None)
+    if place is None:
+        return None
+    tables = []
+    for folder, name in BOXES.items():
+        file = place / f"{name}.csv"
+        try:
+            table = pd.read_csv(file, names=["file", "x0", "y0", "x1", "y1", "class"], dtype={"file": str})
+            corners = table[["x0", "y0", "x1", "y1"]].astype(np.int64)
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"{file} cannot be read ({error}); fetch it again.") from error
+        if not len(table) or (corners["x0"] > corners["x1"]).any() or (corners["y0"] > corners["y1"]).any():
+            raise DatasetError(f"{file} holds no boxes, or one whose first corner is not above and left of its second.")
+        tables.append(corners.set_index(folder + "/" + table["file"]))
+    return pd.concat(tables).rename_axis("picture").query("x0 < x1 and y0 < y1")
+
+
 def disputes(counts: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
     """What people said of each picture, in the order of the pictures.
 

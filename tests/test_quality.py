@@ -19,7 +19,15 @@ from PIL import ExifTags, Image
 import gradcam_lib as gc
 from gradcam_lib import quality
 from gradcam_lib.datasets import DATASETS, ArrayDataset, DatasetError, Splits
-from gradcam_lib.quality import Fingerprints, describe, disputes, fingerprints, human_labels, near_duplicates
+from gradcam_lib.quality import (
+    Fingerprints,
+    describe,
+    disputes,
+    fingerprints,
+    human_labels,
+    near_duplicates,
+    object_boxes,
+)
 
 unhurried = settings(deadline=None)  # the machines that run the tests are shared
 
@@ -396,6 +404,33 @@ def test_damaged_human_labels_are_refused(cache, tmp_path, monkeypatch, wrong):
     monkeypatch.setenv("GRADCAM_DATA", str(tmp_path))
     with pytest.raises(DatasetError, match="cifar10h-counts.npy"):
         human_labels()
+
+
+@pytest.fixture
+def boxes(cache, tmp_path, monkeypatch):
+    """A folder with three small files of boxes, and GRADCAM_DATA naming it."""
+    monkeypatch.setenv("GRADCAM_DATA", str(tmp_path))
+    folder = tmp_path / "caltech101_boxes"
+    folder.mkdir()
+    for k, name in enumerate(("airplane", "face", "motorcycle")):
+        (folder / f"{name}.csv").write_text(f"image_0001.jpg,{k},2,30,40,{name}\nimage_0002.jpg,5,6,70,80,{name}\n")
+    return folder
+
+
+def test_object_boxes_are_named_by_their_picture(boxes, monkeypatch):
+    table = object_boxes()
+    assert len(table) == 6 and table.loc["Faces/image_0001.jpg"].tolist() == [1, 2, 30, 40]
+    assert table.loc["Motorbikes/image_0002.jpg", "y1"] == 80
+    monkeypatch.delenv("GRADCAM_DATA")
+    assert object_boxes() is None
+
+
+@pytest.mark.parametrize("wrong", ["", "image_0001.jpg,9,2,3,4,face\n", "image_0001.jpg,1,2,left,4,face\n", None])
+def test_damaged_object_boxes_are_refused(boxes, wrong):
+    file = boxes / "face.csv"
+    file.unlink() if wrong is None else file.write_text(wrong)
+    with pytest.raises(DatasetError, match="face.csv"):
+        object_boxes()
 
 
 def test_what_people_said_is_counted():
