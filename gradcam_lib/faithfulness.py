@@ -37,6 +37,7 @@ __all__ = [
     "insertion",
     "iou",
     "pointing_game",
+    "remove",
     "road",
     "search",
     "sensitivity_n",
@@ -142,6 +143,18 @@ class Curve:
     def area(self) -> torch.Tensor:
         """The mean probability under the curve, by the trapezoid rule: (N,) float in [0, 1]."""
         return torch.trapezoid(self.probabilities, self.shares) / (self.shares[-1] - self.shares[0])
+
+
+def remove(images, maps, share: float, *, fill: str | torch.Tensor = "mean", seed: int = 0) -> torch.Tensor:
+    """The images without a share of their pixels, the map's largest first: what `deletion` shows to the network.
+
+    share  in [0, 1]
+    fill, seed  as for `deletion`
+    """
+    images, maps, _ = _with_images(images, maps, 0)
+    ranks, count = _ranks(maps, seed), round(share * maps[0].numel())
+    n = torch.arange(len(images), device=images.device)
+    return _changed(images, lambda n, j: ranks[n] < count, fill, seed)(n, torch.zeros_like(n))
 
 
 def deletion(model, images, maps, targets, *, steps: int = 32, fill: str | torch.Tensor = "mean", **run) -> Curve:
@@ -321,15 +334,19 @@ def search(
 def _curve(model, images, maps, targets, shares, fill, *, batch_size=None, seed=0) -> Curve:
     """Remove the given shares of the pixels, the map's largest first."""
     images, maps, targets = _with_images(images, maps, targets)
-    H, W = images.shape[2:]
-    # Among pixels of equal value the order is random: by their place, the top of the picture would go first.
-    shuffled = torch.randperm(H * W, generator=torch.Generator().manual_seed(seed)).to(maps.device)
-    order = shuffled[maps.flatten(1)[:, shuffled].argsort(dim=1, descending=True, stable=True)]
-    ranks = order.argsort(1).unflatten(1, (H, W))  # 0 for the pixel that goes first
-    counts = (shares * H * W).round().to(maps.device)
+    ranks = _ranks(maps, seed)
+    counts = (shares * maps[0].numel()).round().to(maps.device)
     picture = _changed(images, lambda n, j: ranks[n] < counts[j].view(-1, 1, 1), fill, seed)
     answers = _answers(model, picture, targets, len(shares), images, batch_size)
     return Curve(shares, answers.probabilities, answers.top)
+
+
+def _ranks(maps: torch.Tensor, seed: int) -> torch.Tensor:
+    """The place of each pixel in the order of its map, (N, H, W) int64: 0 for the largest."""
+    # Among pixels of equal value the order is random: by their place, the top of the picture would go first.
+    shuffled = torch.randperm(maps[0].numel(), generator=torch.Generator().manual_seed(seed)).to(maps.device)
+    order = shuffled[maps.flatten(1)[:, shuffled].argsort(dim=1, descending=True, stable=True)]
+    return order.argsort(1).view(maps.shape)
 
 
 @dataclass(frozen=True)

@@ -240,6 +240,18 @@ def test_the_noise_of_imputation_is_the_stated_one_and_the_same_however_the_pict
     assert not torch.allclose(runs[0], fa.road(model, images, maps, targets, seed=1)[0], atol=1e-6)
 
 
+def test_what_is_removed_is_what_deletion_shows(network):
+    model, images, maps, targets = network
+    for fill in ("mean", "blur", "noisy-linear"):
+        shown = fa.remove(images, maps, 0.25, fill=fill)
+        assert ((shown != images).any(1).sum((1, 2)) == 36).all()
+        with torch.no_grad():
+            p = model.eval()(shown).softmax(1).gather(1, targets[:, None])[:, 0]
+        if fill != "noisy-linear":  # whose noise is another for each step
+            curve = fa.deletion(model, images, maps, targets, steps=4, fill=fill)
+            assert torch.allclose(curve.probabilities[:, 1], p, atol=1e-5)
+
+
 def test_sensitivity_n_is_one_for_what_a_linear_network_does():
     torch.manual_seed(0)
     model, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), torch.randn(4, 1, 8, 8)
