@@ -15,6 +15,7 @@ from importlib.metadata import version
 import pandas as pd
 import torch
 import torchvision
+from peers import quantus_score
 from timing import interleaved
 from torch import nn
 
@@ -48,22 +49,6 @@ NETWORKS = {  # name: (builder, side of the images, how many)
 }
 
 
-def theirs(name, model, images, maps, targets, masks, explain=None, softmax=True, **options):
-    metric = getattr(quantus, name)(
-        abs=False, normalise=False, disable_warnings=True, display_progressbar=False, **options
-    )
-    return metric(
-        model=model,
-        x_batch=images.numpy(),
-        y_batch=targets.numpy(),
-        a_batch=maps[:, None].numpy(),
-        s_batch=masks[:, None].numpy(),
-        softmax=softmax,
-        device="cpu",
-        explain_func=explain,
-    )
-
-
 def scores(model, images):
     """{score: {library: function}}"""
     N, C, H, W = images.shape
@@ -77,7 +62,7 @@ def scores(model, images):
         return fa.enlarged(found, (H, W))[:, None].numpy()
 
     def quantus_of(name, **options):
-        return lambda: theirs(name, *given, masks, **options)
+        return lambda: quantus_score(name, *given, masks, **options)
 
     share = round(0.2 * H * W)
     return {
@@ -90,7 +75,7 @@ def scores(model, images):
         "ROAD, 9 shares": (
             # Quantus removes the most important first, and no more: half of what `road` does.
             lambda: fa._curve(*grey, torch.tensor(fa.NINE_TENTHS), "noisy-linear"),
-            lambda: theirs("ROAD", *grey, masks, percentages=list(range(10, 100, 10))),
+            lambda: quantus_score("ROAD", *grey, masks, percentages=list(range(10, 100, 10))),
         ),
         "sensitivity-n, 100 sets": (
             lambda: fa.sensitivity_n(*given, shares=[0.2], fill=BLACK),

@@ -196,3 +196,22 @@ DIFFERENCES = {
     ("grad-cam", "ablation-cam"): ("divides by the score with its sign", ablation_by_signed_score),
     ("grad-cam", "full-grad"): ("scales each channel by itself, not all of a layer together", full_grad_by_channel),
 }
+
+
+def quantus_score(name, model, images, maps, targets, masks, explain=None, softmax=True, **options):
+    """A score of Quantus, as it gives it, of maps (N, H, W) of images (N, C, H, W) for targets (N,)."""
+    import quantus
+
+    metric = getattr(quantus, name)(
+        abs=False, normalise=False, disable_warnings=True, display_progressbar=False, **options
+    )
+    return metric(
+        model=model,
+        x_batch=images.numpy(),
+        y_batch=targets.numpy(),
+        a_batch=maps[:, None].numpy(),
+        s_batch=masks[:, None].numpy(),
+        softmax=softmax,
+        device="cpu",
+        explain_func=explain,
+    )

@@ -1,9 +1,6 @@
 """Scores of maps: a perfect map scores perfectly, one that knows nothing at chance, an inverted one worst; and each
 score is its definition, which is written out here a second time, slowly."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -15,8 +12,6 @@ from torch.nn.functional import interpolate
 
 import gradcam_lib as gc
 from gradcam_lib import faithfulness as fa
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE, N = 16, 100

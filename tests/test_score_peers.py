@@ -1,6 +1,8 @@
 """Our scores against those of Quantus, Captum, torch-cam and pytorch-grad-cam where they have the same: to 1e-4."""
 
+import sys
 from contextlib import nullcontext
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -10,6 +12,9 @@ from torch import nn
 
 from gradcam_lib import faithfulness as fa
 from gradcam_lib import sanity
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import peers
 
 for module in ("captum", "pytorch_grad_cam", "quantus", "torchcam"):
     pytest.importorskip(module, exc_type=ImportError)
@@ -32,23 +37,8 @@ def case():
     return model, torch.randn(6, 1, 12, 12), torch.rand(6, 12, 12), targets, torch.rand(6, 12, 12) > 0.6
 
 
-def quantus_score(name, case, softmax=True, explain_func=None, **options):
-    import quantus
-
-    model, images, maps, targets, masks = case
-    metric = getattr(quantus, name)(
-        abs=False, normalise=False, disable_warnings=True, display_progressbar=False, **options
-    )
-    return metric(
-        model=model,
-        x_batch=images.numpy(),
-        y_batch=targets.numpy(),
-        a_batch=maps[:, None].numpy(),
-        s_batch=masks[:, None].numpy(),
-        softmax=softmax,
-        device="cpu",
-        explain_func=explain_func,
-    )
+def quantus_score(name, case, explain_func=None, **options):
+    return peers.quantus_score(name, *case, explain=explain_func, **options)
 
 
 def test_localisation_is_quantus(case):
