@@ -1,6 +1,7 @@
 """Convolutional networks from pixels to Grad-CAM: data sets, models, training, maps, and the figures of the book."""
 
 from .architectures import build_model
+from .auditing import audit
 from .cam import Explanation, explain
 from .datasets import at_hand, load_dataset
 from .images import load_image, overlay
@@ -20,6 +21,7 @@ __all__ = [
     "Recipe",
     "TrainingError",
     "at_hand",
+    "audit",
     "build_model",
     "describe",
     "explain",

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import torch
 
-from .faithfulness import enlarged
+from .faithfulness import energy_inside
 from .images import to_uint8
 
 __all__ = ["border_share", "cut_out", "only_background", "with_background"]
@@ -20,11 +20,10 @@ def border_share(maps: torch.Tensor) -> torch.Tensor:
     The inner half is a square in the middle with half the area, so that a map that is the same everywhere has 0.5, and
     so has one of zeros. Objects stand in the middle of most photographs: a share says something beside another's.
     """
-    maps = enlarged(maps, (224, 224)).clamp(min=0)
-    maps = maps.where(maps.any(-1, keepdim=True).any(-2, keepdim=True), torch.ones_like(maps))
+    inner = torch.zeros(len(maps), 224, 224, dtype=torch.bool, device=maps.device)
     margin = round(224 * (1 - 0.5**0.5) / 2)
-    inner = maps[:, margin:-margin, margin:-margin].sum((1, 2)) / maps.sum((1, 2))
-    return 1 - inner
+    inner[:, margin:-margin, margin:-margin] = True
+    return 1 - energy_inside(maps, inner)
 
 
 def cut_out(image, heatmap=None, *, rounds: int = 5) -> np.ndarray:
