@@ -30,6 +30,7 @@ from gradcam_lib.shapes import CLASSES, make_shapes
 
 RECORD = records_folder() / "scores"
 CPU = torch.device("cpu")
+PICTURED = [0, 25, 50, 75]  # of the drawn shapes
 GRID = 8  # cells along a side for the methods that switch regions on and off
 
 
@@ -251,6 +252,10 @@ def agreements():
             except ValueError:
                 continue
         table = sanity.agreement(maps)
+        if part == "shapes":  # for chapter 9 to show
+            RECORD.mkdir(parents=True, exist_ok=True)
+            shown = {name: M[PICTURED].half().numpy() for name, M in maps.items()}
+            np.savez_compressed(RECORD / "maps.npz", pictures=x[PICTURED].half().numpy(), **shown)
         yield from (
             {"network": network, "method": a, "other": b, "score": "rank correlation", "value": table.loc[a, b],
              "images": len(x)}

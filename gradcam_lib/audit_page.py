@@ -134,7 +134,7 @@ def _join(parts) -> _Markup:
 
 
 def page(report) -> str:
-    """The whole report, of an `audit.Audit`."""
+    """The whole report, of an `auditing.Audit`."""
     verdicts, images = report.verdicts, report.images
     by = {verdict: list(verdicts.index[verdicts["verdict"] == verdict]) for verdict in SIGNS}
     summary = [f"{len(by.pop('passes'))} of {len(verdicts)} tests passed."]
