@@ -193,8 +193,8 @@ def road(model, images, maps, targets, *, shares: Sequence[float] = NINE_TENTHS,
     run     as for `deletion`
 
     returns (score, most, least): (N,) float in [-0.5, 0.5], half of the probability that separates removing the least
-    important pixels from removing the most important, averaged over the shares; and the two `Curve`s. A map that
-    knows nothing has 0; higher is better.
+    important pixels from removing the most important, averaged over the shares; and the two curves. A map that knows
+    nothing has 0; higher is better.
     """
     shares = torch.tensor(shares)
     most, least = (_curve(model, images, M, targets, shares, "noisy-linear", **run) for M in (maps, -maps))
