@@ -77,7 +77,7 @@ def maps_of(model, images):
             options = {} if method == "full-grad" else {"layer": layer}
             yield method, layer, gc.explain(model, x, targets=y, method=method, **options).maps
     for name, baseline in BASELINES.items():
-        yield name, "", baseline(x)
+        yield name, "none", baseline(x)
 
 
 def on_the_object(model, tests):
@@ -134,7 +134,7 @@ def main():
                 # How well the map tells this network from the honest one: 1 always, 0.5 never.
                 case = row["scenes"], row["method"], row["layer"]
                 both = torch.cat([honest[case], energies[case]])
-                row["auroc"] = roc_auc_score([1] * len(energies[case]) + [0] * len(honest[case]), -both)
+                row["auroc"] = roc_auc_score([0] * len(honest[case]) + [1] * len(energies[case]), -both)
             if not ((known["tie"] == tie) & (known["seed"] == seed)).any():
                 rows += [{"tie": tie, "seed": seed} | row for row in (*accuracies(model, tests), *found)]
                 RECORD.mkdir(parents=True, exist_ok=True)
