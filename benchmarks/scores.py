@@ -64,7 +64,7 @@ def of_baseline(baseline):
 
 FAMILY = {name: sanity.explainer(name) for name in gc.METHODS}
 CAPTUM = {
-    "gradient": of_captum("Saliency", abs=False),
+    "gradient": of_captum("Saliency", abs=True),
     "integrated gradients": of_captum("IntegratedGradients", n_steps=32, internal_batch_size=64),
     "gradient SHAP": of_captum("GradientShap", n_samples=16),
     "occlusion": of_captum("Occlusion", perturbations_per_eval=16),
