@@ -5,7 +5,8 @@
 For the first 200 test pictures of each class: where Grad-CAM's energy lies, and what each network says when the
 background is blurred, exchanged for that of a picture of another class, or alone is left. What is object is found by
 GrabCut, from the network's own map and from the middle of the picture; how well, is measured on drawn shapes, whose
-objects are known. Rows go to data/records/background.
+objects are known. GrabCut leaves much standing, so all but a narrow frame is taken away as well: there, what other
+classes' frames are called says how much of an answer is a guess. Rows go to data/records/background.
 """
 
 import time
@@ -24,6 +25,7 @@ from gradcam_lib.shapes import CLASSES, make_shapes
 RECORD = records_folder() / "background"
 NETWORKS = ("cifar10-report-50", "cifar10-fast")
 PER_CLASS = 200
+FRAMES = (1, 2, 4, 6)  # pixels of 32
 KEPT = 0.05, 0.8  # a cut that leaves less of a picture, or more, has failed, and tells nothing
 
 
@@ -73,6 +75,24 @@ def on_cifar(name):
         yield pd.DataFrame(table)
 
 
+def in_frames(name):
+    """Nothing but a frame is kept, and all within is filled in from it. A row a class."""
+    model, test = gc.load_model(name), gc.load_dataset("cifar10").test
+    images = test.take(np.sort(first_of_each_class(test.targets, PER_CLASS)))
+    right = gc.predict(model, images).argmax(1).numpy() == images.targets
+    for width in FRAMES:
+        within = np.zeros((32, 32), dtype=bool)
+        within[width + 1 : -width - 1, width + 1 : -width - 1] = True  # `only_background` fills in a pixel more
+        p, guess = probabilities(model, [only_background(picture, within) for picture in images.data], images.targets)
+        for c in range(10):
+            own, others = (images.targets == c) & right, images.targets != c
+            yield {
+                "network": name, "cut": "frame", "frame": width, "label": c, "images": own.sum(),
+                "p_alone": p[own].mean(), "right_alone": (guess[own] == c).mean(),
+                "others_so_called": (guess[others] == c).mean(),
+            }  # fmt: skip
+
+
 def on_shapes():
     """How much of an object a cut finds, where the object is known."""
     found = make_shapes(500, seed=3)
@@ -100,6 +120,7 @@ def main():
     start = time.time()
     tables = [table for name in NETWORKS for table in on_cifar(name)] + list(on_shapes())
     rows = pd.concat(tables, ignore_index=True)
+    framed = [row for name in NETWORKS for row in in_frames(name)]
     run = {
         "command": "OMP_NUM_THREADS=1 python benchmarks/background.py",
         "images_per_class": PER_CLASS,
@@ -107,7 +128,7 @@ def main():
         "seconds": round(time.time() - start),
         **describe_machine(torch.device("cpu")),
     }
-    write_record(RECORD, run, pd.DataFrame(summed_up(rows)))
+    write_record(RECORD, run, pd.DataFrame([*summed_up(rows), *framed]))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ the mean over the images, with its 95 % bootstrap interval. Rows go to data/reco
 import sys
 import time
 import warnings
+from dataclasses import replace
 
 import captum.attr
 import numpy as np
@@ -22,10 +23,10 @@ import gradcam_lib as gc
 from gradcam_lib import faithfulness as fa
 from gradcam_lib import sanity
 from gradcam_lib.batches import in_order
-from gradcam_lib.datasets import ArrayDataset
+from gradcam_lib.datasets import DATASETS, ArrayDataset, Splits
 from gradcam_lib.evaluation import bootstrap
 from gradcam_lib.quality import BOXES, object_boxes
-from gradcam_lib.records import describe_machine, records_folder, write_record
+from gradcam_lib.records import describe_machine, records_folder, replacing, write_record
 from gradcam_lib.shapes import CLASSES, make_shapes
 
 RECORD = records_folder() / "scores"
@@ -40,8 +41,21 @@ def cells(x):
     return (row[:, None] * GRID + column)[None, None]
 
 
-def of_captum(name, each=False, **options):
-    """A method of Captum as a function of (model, images, targets), its attributions summed over the channels."""
+def mean_colour(model, x):
+    return x.mean((2, 3), keepdim=True).expand_as(x)
+
+
+def black(model, x):
+    picture = np.zeros((*x.shape[2:], 3), np.uint8)
+    return model.prepare(picture).expand_as(x)
+
+
+def of_captum(name, without=None, each=False, **options):
+    """A method of Captum as a function of (model, images, targets), its attributions summed over the channels.
+
+    without  of (model, images): what stands for a pixel that is not there. Captum's own choice is 0, which is black for
+             one network and grey for another
+    """
 
     def maps(model, x, targets):
         method, given = getattr(captum.attr, name)(model), dict(options)
@@ -50,10 +64,12 @@ def of_captum(name, each=False, **options):
         if name == "Occlusion":
             side = x.shape[-1]
             given |= {"sliding_window_shapes": (3, side // 4, side // 4), "strides": (3, side // 8, side // 8)}
-        if name == "GradientShap":
-            given["baselines"] = torch.zeros_like(x[:1])
-        parts = zip(x.split(1), targets.split(1), strict=True) if each else [(x, targets)]
-        return torch.cat([method.attribute(a, target=t, **given).detach().sum(1) for a, t in parts])
+        found = []
+        for part, t in zip(x.split(1), targets.split(1), strict=True) if each else [(x, targets)]:
+            if without is not None:
+                given["baselines"] = without(model, part)
+            found.append(method.attribute(part, target=t, **given).detach().sum(1))
+        return torch.cat(found)
 
     return maps
 
@@ -65,11 +81,12 @@ def of_baseline(baseline):
 FAMILY = {name: sanity.explainer(name) for name in gc.METHODS}
 CAPTUM = {
     "gradient": of_captum("Saliency", abs=True),
-    "integrated gradients": of_captum("IntegratedGradients", n_steps=32, internal_batch_size=64),
-    "gradient SHAP": of_captum("GradientShap", n_samples=16),
-    "occlusion": of_captum("Occlusion", perturbations_per_eval=16),
-    "LIME": of_captum("Lime", each=True, n_samples=200, perturbations_per_eval=50),
-    "kernel SHAP": of_captum("KernelShap", each=True, n_samples=200, perturbations_per_eval=50),
+    "integrated gradients": of_captum("IntegratedGradients", mean_colour, n_steps=32, internal_batch_size=64),
+    "integrated gradients, black": of_captum("IntegratedGradients", black, n_steps=32, internal_batch_size=64),
+    "gradient SHAP": of_captum("GradientShap", mean_colour, each=True, n_samples=16),
+    "occlusion": of_captum("Occlusion", mean_colour, perturbations_per_eval=16),
+    "LIME": of_captum("Lime", mean_colour, each=True, n_samples=200, perturbations_per_eval=50),
+    "kernel SHAP": of_captum("KernelShap", mean_colour, each=True, n_samples=200, perturbations_per_eval=50),
 }
 BASELINES = {name: of_baseline(baseline) for name, baseline in fa.BASELINES.items()}
 EXPLAINERS = FAMILY | CAPTUM | BASELINES
@@ -129,19 +146,20 @@ def caltech_case(per_class=10):
     return model, torch.cat(x), torch.tensor(y), torch.stack(masks)
 
 
+# The scores that ask a method 14 times more look at every n-th image of the larger networks.
 CASES = {
-    "shapes": ("small-resnet, shapes", shapes_case),
-    "cifar10-report": ("cifar10-report-50", lambda: cifar_case("cifar10-report-50")),
-    "cifar10-fast": ("cifar10-fast", lambda: cifar_case("cifar10-fast")),
-    "caltech101": ("caltech101-transfer", caltech_case),
+    "shapes": ("small-resnet, shapes", shapes_case, 1),
+    "cifar10-report": ("cifar10-report-50", lambda: cifar_case("cifar10-report-50"), 1),
+    "cifar10-fast": ("cifar10-fast", lambda: cifar_case("cifar10-fast"), 4),
+    "caltech101": ("caltech101-transfer", caltech_case, 3),
 }
 
 
 # --- the scores ---
 
 
-def scores(method, model, x, y, maps, masks):
-    """Every score of the maps: {name: (N,)}."""
+def scores(method, model, x, y, maps, masks, every):
+    """Every score of the maps: {name: (N,)}, or of every n-th image where the method is asked again."""
     small = x.shape[-1] <= 64
     steps, subsets = (32, 100) if small else (16, 50)
     given = model, x, maps, y
@@ -160,6 +178,7 @@ def scores(method, model, x, y, maps, masks):
     found |= {"average drop": drop, "increase": increase}
     found["sensitivity-n"] = fa.sensitivity_n(*given, shares=[0.2], subsets=subsets)[:, 0]
     if method is not None:
+        x, y, maps = x[::every], y[::every], maps[::every]
         *_, (_, forgotten) = sanity.cascade(model)
         after = method(forgotten, x, y)
         found["randomised"] = sanity.rank_correlation(maps, after)
@@ -176,40 +195,42 @@ def rows_of(network, name, seconds, found):
         value, low, high = bootstrap(np.mean, values)
         yield {
             "network": network, "method": name, "score": score, "value": value, "low": low, "high": high,
-            "images": len(values), "seconds_per_image": seconds / len(values),
+            "images": len(values), "seconds_per_image": seconds,
         }  # fmt: skip
 
 
-def scored(part):
-    """Rows for each method, and for the map that a search finds on small images."""
-    network, case = CASES[part]
+def scored(part, known):
+    """Rows for each method that is not among the known ones, and for the map that a search finds on small images."""
+    network, case, again = CASES[part]
     model, x, y, masks = case()
     explainers = EXPLAINERS | ({"searched": None} if x.shape[-1] <= 64 else {})
     for name, method in explainers.items():
+        if name in known:
+            continue
         start = time.process_time()
         try:
             maps = fa.search(model, x[::5], y[::5], fill="mean") if method is None else method(model, x, y)
         except ValueError as error:  # such as CAM, of a network without its head
             print(f"{part}: {name} does not apply: {error}")
             continue
-        seconds = time.process_time() - start
+        seconds = (time.process_time() - start) / len(maps)
         every = 5 if method is None else 1
         some = None if masks is None else masks[::every]
-        yield from rows_of(network, name, seconds, scores(method, model, x[::every], y[::every], maps, some))
+        yield from rows_of(network, name, seconds, scores(method, model, x[::every], y[::every], maps, some, again))
         print(f"{part}: {name}", flush=True)
 
 
 def layers():
     """What the choice of the layer does, from the first to the last of the network."""
     for part, method in ((p, m) for p in ("shapes", "cifar10-fast") for m in ("grad-cam", "hires-cam", "layer-cam")):
-        network, case = CASES[part]
+        network, case, _ = CASES[part]
         model, x, y, masks = case()
         names = [layer.name for layer in gc.list_layers(model, x)]
         for name in names[:: max(1, len(names) // 8)] + names[-1:]:
             by = sanity.explainer(method, layer=name)
             start = time.process_time()
             maps = by(model, x, y)
-            seconds = time.process_time() - start
+            seconds = (time.process_time() - start) / len(maps)
             found = {"ROAD": fa.road(model, x, maps, y)[0]}
             found["insertion, blur"] = fa.insertion(model, x, maps, y).area
             if masks is not None:
@@ -220,7 +241,7 @@ def layers():
 def cascades():
     """The maps while the network forgets, layer by layer."""
     for part in ("shapes", "cifar10-report"):
-        network, case = CASES[part]
+        network, case, _ = CASES[part]
         model, x, y, _ = case()
         for name in (
             "grad-cam",
@@ -243,7 +264,7 @@ def cascades():
 def agreements():
     """How alike the methods are on the same images, and one method across networks of other seeds."""
     for part in ("shapes", "cifar10-fast"):
-        network, case = CASES[part]
+        network, case, _ = CASES[part]
         model, x, y, _ = case()
         maps = {}
         for name, method in EXPLAINERS.items():
@@ -263,25 +284,69 @@ def agreements():
         )  # fmt: skip
 
 
-PARTS = {name: lambda name=name: scored(name) for name in CASES}
-PARTS |= {"layers": layers, "cascades": cascades, "agreements": agreements}
+def trainings():
+    """One method across networks that learnt from the same pictures: the labels, by another seed, or labels of chance.
+
+    If a map shows what was learnt, it should stay with the seed and go with the labels (Adebayo et al. 2018, sec. 3.3).
+    """
+    drawn, chance = make_shapes(2_000, seed=1), np.random.default_rng(0)
+    labels = {
+        "the labels": drawn.labels,
+        "another seed": drawn.labels,
+        "random labels": chance.permutation(drawn.labels),
+    }
+    recipe = gc.Recipe("memory", "shapes", "small-resnet", all_images=True, epochs=30, batch_size=100, optimizer="sgd",
+                       lr=0.1, nesterov=True, schedule="one-cycle")  # fmt: skip
+    found = make_shapes(500, seed=3)
+    test, maps = ArrayDataset(found.images, found.labels, CLASSES), {}
+    for n, (learnt, targets) in enumerate(labels.items()):
+        pictures = ArrayDataset(drawn.images, targets, CLASSES)
+        data = Splits(DATASETS["shapes"], pictures, pictures, test, CLASSES, "")
+        seed = n if learnt == "another seed" else 0
+        model = gc.train(replace(recipe, seed=seed), data=data, device="cpu", progress=False).model
+        if learnt == "the labels":
+            x, y, _ = right_ones(model, test, 10)
+        for split, images in (("train", pictures), ("test", test)):
+            right = gc.predict(model, images).argmax(1).numpy() == images.targets
+            yield {"network": "small-resnet, shapes", "other": learnt, "score": f"{split} accuracy",
+                   "value": right.mean(), "images": len(right)}  # fmt: skip
+        for name, method in EXPLAINERS.items():
+            maps[learnt, name] = method(model, x, y)
+            if learnt != "the labels":
+                pair = [fa.enlarged(maps[which, name], x.shape[2:]) for which in ("the labels", learnt)]
+                found = {"rank correlation": sanity.rank_correlation(*pair), "SSIM": sanity.ssim(*pair)}
+                yield from ({"other": learnt, **row} for row in rows_of("small-resnet, shapes", name, 0, found))
+        print(f"trainings: {learnt}", flush=True)
+
+
+PARTS = {"layers": layers, "cascades": cascades, "agreements": agreements, "trainings": trainings}
+
+
+def write(rows, file):
+    with replacing(file) as scratch:
+        pd.DataFrame(rows).to_csv(scratch, index=False)
 
 
 def main(wanted):
-    start, file = time.time(), RECORD / "history.csv"
+    file = RECORD / "history.csv"
     rows = pd.read_csv(file).to_dict("records") if file.is_file() else []
-    for name in wanted or PARTS:
-        if any(row["part"] == name for row in rows):
+    RECORD.mkdir(parents=True, exist_ok=True)
+    for part in wanted or [*CASES, *PARTS]:
+        known = {row["method"] for row in rows if row["part"] == part}
+        if known and part in PARTS:
             continue
         torch.manual_seed(0)
-        rows += [{"part": name, **row} for row in PARTS[name]()]
-        RECORD.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(rows).to_csv(file, index=False)
-        print(f"{name} is whole after {time.time() - start:.0f} s", flush=True)
+        kept = len(rows)
+        for row in scored(part, known) if part in CASES else PARTS[part]():
+            rows.append({"part": part, **row})
+            if part in CASES and rows[-1]["method"] != rows[kept]["method"]:  # a method is whole
+                write(rows[:-1], file)
+                kept = len(rows) - 1
+        write(rows, file)
+        print(f"{part} is whole", flush=True)
     run = {
         "command": "OMP_NUM_THREADS=1 python benchmarks/scores.py",
         "captum": captum.__version__,
-        "seconds": round(time.time() - start),
         **describe_machine(CPU),
     }
     write_record(RECORD, run, pd.DataFrame(rows))

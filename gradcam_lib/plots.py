@@ -622,7 +622,8 @@ def curve_panels(x, panels, xlabel):
             colour, style = looks[names.index(name)]
             axis.plot(x, y, style, color=colour, label=name, linewidth=1.8)
         axis.set_ylabel(ylabel)
-    axes[0].legend(fontsize=9, ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    columns = len(names) if len("".join(names)) < 40 else 2
+    axes[0].legend(fontsize=9, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     axes[-1].set_xlabel(xlabel)
     figure.align_ylabels(axes)
     figure.tight_layout()
