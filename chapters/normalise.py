@@ -29,8 +29,19 @@ def normalise(notebook):
         cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k in KEPT_METADATA})
         if cell.cell_type == "code":
             cell.execution_count = None
-            cell.outputs = [kept for output in cell.outputs if (kept := _normal_output(output))]
+            cell.outputs = _joined([kept for output in cell.outputs if (kept := _normal_output(output))])
     return notebook
+
+
+def _joined(outputs):
+    """What was printed in several goes as one output: where it is cut depends on the clock."""
+    joined = []
+    for output in outputs:
+        if joined and output.output_type == joined[-1].output_type == "stream":
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _normal_output(output):
