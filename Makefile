@@ -9,6 +9,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 8000
+# Processes that test, of one thread each. A file's tests stay in one.
+WORKERS ?= 2
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 # The uv on the path, or the one that is bootstrapped into .venv.
 UV = $(shell command -v uv || echo $(BIN)/uv)
 export PYTHONHASHSEED := 0
@@ -48,8 +51,8 @@ serve: book
 	$(BIN)/python -m http.server $(PORT) --directory _build/html
 
 test: .venv/.installed data/cache/cifar10/about.json
-	$(BIN)/python -m pytest tests --ignore tests/site
-	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:randomly chapters
+	$(TEST) tests --ignore tests/site
+	$(TEST) --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:randomly chapters
 
 test-site: book
 	$(BIN)/python -m pytest tests/site
