@@ -27,7 +27,7 @@ from gradcam_lib.records import describe_machine, records_folder, write_record
 warnings.simplefilter("ignore")  # Quantus's own, of its docstrings
 import quantus  # noqa: E402
 
-ROUNDS = 1
+ROUNDS = 3
 RECORD = records_folder() / "faithfulness-benchmark"
 BLACK = torch.zeros(1)
 
