@@ -205,7 +205,7 @@ def rows_of(network, name, seconds, found):
 
 
 def scored(part, known):
-    """Rows for each method that is not among the known ones, and for the map that a search finds on small images."""
+    """The rows of each method that is not among the known ones, and of the map that a search finds on small images."""
     network, case, again = CASES[part]
     model, x, y, masks = case()
     small = x.shape[-1] <= 64
@@ -223,7 +223,7 @@ def scored(part, known):
         seconds = (time.process_time() - start) / len(maps)
         every = 5 if method is None else 1
         some = None if masks is None else masks[::every]
-        yield from rows_of(network, name, seconds, scores(method, model, x[::every], y[::every], maps, some, again))
+        yield list(rows_of(network, name, seconds, scores(method, model, x[::every], y[::every], maps, some, again)))
         print(f"{part}: {name}", flush=True)
 
 
@@ -334,13 +334,9 @@ def main(wanted):
         if known and part in PARTS:
             continue
         torch.manual_seed(0)
-        kept = len(rows)
-        for row in scored(part, known) if part in CASES else PARTS[part]():
-            rows.append({"part": part, **row})
-            if part in CASES and rows[-1]["method"] != rows[kept]["method"]:  # a method is whole
-                write(rows[:-1], file)
-                kept = len(rows) - 1
-        write(rows, file)
+        for found in scored(part, known) if part in CASES else [PARTS[part]()]:
+            rows += [{"part": part, **row} for row in found]
+            write(rows, file)
         print(f"{part} is whole", flush=True)
     run = {
         "command": "OMP_NUM_THREADS=1 python benchmarks/scores.py",

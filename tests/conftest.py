@@ -1,5 +1,7 @@
 """What the tests share."""
 
+import signal
+
 import pytest
 import torch
 
@@ -21,3 +23,11 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_interrupts():
+    """Processes of pytest-xdist ignore SIGINT, and so would the processes that the tests start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
