@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from dataclasses import replace
+from itertools import product
 
 import captum.attr
 import numpy as np
@@ -229,11 +230,12 @@ def scored(part, known):
 
 def layers():
     """What the choice of the layer does, from the first to the last of the network."""
-    for part, method in ((p, m) for p in ("shapes", "cifar10-fast") for m in ("grad-cam", "hires-cam", "layer-cam")):
+    for part in ("shapes", "cifar10-fast"):
         network, case, _ = CASES[part]
         model, x, y, masks = case()
         names = [layer.name for layer in gc.list_layers(model, x)]
-        for name in names[:: max(1, len(names) // 8)] + names[-1:]:
+        names = names[:: max(1, len(names) // 8)] + names[-1:]
+        for method, name in product(("grad-cam", "hires-cam", "layer-cam"), names):
             by = sanity.explainer(method, layer=name)
             start = time.process_time()
             maps = by(model, x, y)

@@ -22,7 +22,7 @@ from gradcam_lib.batches import in_order
 from gradcam_lib.datasets import DATASETS, ArrayDataset, Splits
 from gradcam_lib.faithfulness import BASELINES, energy_inside, pointing_game
 from gradcam_lib.models import save_model
-from gradcam_lib.records import describe_machine, records_folder, write_record
+from gradcam_lib.records import describe_machine, records_folder, replacing, write_record
 from gradcam_lib.shapes import CLASSES, TIED, make_shapes
 
 RECORD = records_folder() / "shortcuts"
@@ -139,7 +139,8 @@ def main():
             if not measured:
                 rows += [{"tie": tie, "seed": seed} | row for row in (*accuracies(model, tests), *found)]
                 RECORD.mkdir(parents=True, exist_ok=True)
-                pd.DataFrame(rows).to_csv(file, index=False)
+                with replacing(file) as scratch:
+                    pd.DataFrame(rows).to_csv(scratch, index=False)
             print(f"tie {tie}, seed {seed}: {time.time() - start:.0f} s", flush=True)
     for tie, seed in product(TIES, SEEDS):
         if seed or tie not in KEPT:

@@ -25,12 +25,13 @@ from tqdm import tqdm
 
 from .architectures import Preparation
 from .audit_page import page, verdict_table
+from .background import frame
 from .batches import at_once, normalised
-from .cam import _unwrapped, explain, left_as_it_was
+from .cam import divided_by_largest, explain, left_as_it_was, unwrapped
 from .datasets import ArrayDataset
 from .evaluation import Interval, bootstrap, calibration_error
 from .faithfulness import centre_map, deletion, energy_inside, insertion, road
-from .quality import _shown, fingerprints, near_duplicates
+from .quality import fingerprints, near_duplicates, printable
 from .records import replacing
 from .sanity import cascade, explainer, rank_correlation, views
 
@@ -220,7 +221,7 @@ def audit(
     Raises ValueError for a data set, a model or arguments that do not fit. The bars, and why they are there, stand in
     `TESTS`. Label errors are found by confident learning in its simplest form (Northcutt et al. 2021).
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     if not isinstance(images, Integral) or images < 1:
         raise ValueError(f"images is how many to draw, at least 1, not {images!r}.")
     with (
@@ -235,7 +236,7 @@ def audit(
     name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
     how = repr(name) if isinstance(method, str) else name
     about = {
-        "model": _shown(str(getattr(model, "name", type(model).__name__))),
+        "model": printable(str(getattr(model, "name", type(model).__name__))),
         "data set": f"{type(dataset).__name__} of {len(dataset):,} images, {trial.N:,} of them looked at",
         "maps": f"{name}, {trial.where}",
         "seed": seed,
@@ -312,7 +313,8 @@ def _drawn(model: nn.Module, dataset: Dataset, number: int, seed: int) -> _Drawn
     return _Drawn(
         places=chosen,
         names=[
-            _shown(Path(str(files[i][0])).name) if files else f"image {k}" for k, i in zip(chosen, within, strict=True)
+            printable(Path(str(files[i][0])).name) if files else f"image {k}"
+            for k, i in zip(chosen, within, strict=True)
         ],
         x=x.to(device),
         pictures=list(_as_pictures(x, prepare) if any(p is None for p in pictures) else pictures),
@@ -459,7 +461,7 @@ class _Trial:
         if y is not None and not (0 <= y.min() and y.max() < C):
             raise ValueError(f"Labels from {y.min()} to {y.max()} do not fit a model of {C} classes, 0 to {C - 1}.")
         self.labels = y
-        self.classes = [_shown(c) for c in own] if own else [f"class {c}" for c in range(C)]
+        self.classes = [printable(c) for c in own] if own else [f"class {c}" for c in range(C)]
 
     def duplicates(self) -> None:
         pairs, y = near_duplicates(fingerprints(self.all.pictures)), self.labels
@@ -590,12 +592,10 @@ class _Trial:
             self.untested("the object is known, and all around it is looked at", "border")
             return self.on_objects(x, maps, guess, masks[self.shown])
         self.untested("the data set has no masks of the objects in the size of the images", *objects)
-        frame = torch.ones(x.shape[2:], dtype=torch.bool, device=x.device)
-        top, left = (max(1, round(side * (1 - math.sqrt(1 - BORDER)) / 2)) for side in frame.shape)
-        frame[top:-top, left:-left] = False
-        share = energy_inside(maps, frame.expand(len(x), -1, -1)).double().cpu().numpy()
+        border = frame(*x.shape[2:], BORDER).to(x.device)
+        share = energy_inside(maps, border.expand(len(x), -1, -1)).double().cpu().numpy()
         self.columns["border"][self.shown] = share
-        lost = self.lost(x, guess, frame[None])
+        lost = self.lost(x, guess, border[None])
         classes = [c for c in np.unique(guess) if FEWEST <= (guess == c).sum() <= len(guess) - FEWEST]
         if len(classes) < 2:
             return self.untested(f"fewer than two classes have {FEWEST} images to compare", "border")
@@ -604,7 +604,7 @@ class _Trial:
             c
             for c in classes
             if min(_z(values[guess == c], values[guess != c]) for values in (share, lost)) > bar
-            and share[guess == c].mean() > frame.float().mean().item()
+            and share[guess == c].mean() > border.float().mean().item()
         ]
         for k in np.flatnonzero(np.isin(guess, found)):
             text = f"{share[k]:.0%} of its map in the border, and {lost[k]:.0%} of probability lost without it"
@@ -663,8 +663,8 @@ class _Trial:
         chosen = [k for kind in first for k in kind[: SHOWN // 3]] + [k for kind in first for k in kind[SHOWN // 3 :]]
         pictures = {}
         for k in chosen[:SHOWN]:
-            largest = 0 if self.maps is None else self.maps[k].max().item()
-            heat = (self.maps[k] / largest).cpu().numpy() if largest else None
+            empty = self.maps is None or not self.maps[k].any()
+            heat = None if empty else divided_by_largest(self.maps[k]).cpu().numpy()
             pictures[int(self.all.places[k])] = self.all.pictures[k], heat
         scores = pd.DataFrame(self.scores, columns=["test", "of", *Interval._fields])
         images = pd.DataFrame(table).iloc[order].reset_index(drop=True)

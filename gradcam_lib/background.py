@@ -1,5 +1,7 @@
 """Object and background: how much of a map lies at the border, and what a network says when the background changes."""
 
+import math
+
 import cv2
 import numpy as np
 import torch
@@ -7,7 +9,7 @@ import torch
 from .faithfulness import energy_inside
 from .images import to_uint8
 
-__all__ = ["border_share", "cut_out", "only_background", "with_background"]
+__all__ = ["border_share", "cut_out", "frame", "only_background", "with_background"]
 
 ENLARGED = 64  # pixels: a smaller picture is enlarged, for GrabCut fits colours, and 32 x 32 are few to fit them to
 
@@ -20,10 +22,18 @@ def border_share(maps: torch.Tensor) -> torch.Tensor:
     The inner half is a square in the middle with half the area, so that a map that is the same everywhere has 0.5, and
     so has one of zeros. Objects stand in the middle of most photographs: a share says something beside another's.
     """
-    inner = torch.zeros(len(maps), 224, 224, dtype=torch.bool, device=maps.device)
-    margin = round(224 * (1 - 0.5**0.5) / 2)
-    inner[:, margin:-margin, margin:-margin] = True
-    return 1 - energy_inside(maps, inner)
+    return energy_inside(maps, frame(224, 224, 0.5).to(maps.device).expand(len(maps), -1, -1))
+
+
+def frame(height: int, width: int, area: float) -> torch.Tensor:
+    """True in a frame along the edges that has a share of the picture's area: (height, width) bool.
+
+    It is as wide, in parts of the side, at all four edges, and at least one pixel.
+    """
+    around = torch.ones(height, width, dtype=torch.bool)
+    top, left = (max(1, round(side * (1 - math.sqrt(1 - area)) / 2)) for side in around.shape)
+    around[top:-top, left:-left] = False
+    return around
 
 
 def cut_out(image, heatmap=None, *, rounds: int = 5) -> np.ndarray:

@@ -73,8 +73,13 @@ class Explanation:
         heat = heat.reshape(*self.maps.shape[:-2], *self.size)
         if normalize is None:
             return heat
-        largest = heat.amax((-2, -1), keepdim=True) if normalize == "image" else heat.amax()
-        return heat / largest.where(largest > 0, torch.ones_like(largest))
+        return divided_by_largest(heat, (-2, -1) if normalize == "image" else ())
+
+
+def divided_by_largest(maps: torch.Tensor, dim=(-2, -1)) -> torch.Tensor:
+    """Maps (..., h, w), each divided by its largest magnitude, or all by that of all; zeros stay zeros."""
+    largest = maps.abs().amax(dim, keepdim=True)
+    return maps / largest.where(largest > 0, torch.ones_like(largest))
 
 
 def explain(
@@ -142,7 +147,7 @@ def explain(
         raise ValueError("The fast copy is for evaluation alone: leave out accelerate=, differentiable= or eval_mode=.")
     if strongest is not None and needs.isdisjoint({"z_without", "z_through"}):
         raise ValueError(f"{name} does not weigh its feature maps one by one: leave out strongest=.")
-    model = _unwrapped(model)
+    model = unwrapped(model)
     with ExitStack() as stack:
         # A tensor made under inference_mode may not enter a graph; its clone may.
         stack.enter_context(torch.inference_mode(False))
@@ -219,7 +224,7 @@ def _find_method(method: str | Callable) -> tuple[str, Callable, set[str]]:
     return name, equation, needs
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside what trains it on several devices or compiles it: there hooks are heard."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):

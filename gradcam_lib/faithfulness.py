@@ -23,7 +23,7 @@ from torch.nn.functional import conv2d, interpolate, pad
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from .batches import at_once
-from .cam import left_as_it_was
+from .cam import divided_by_largest, left_as_it_was
 
 __all__ = [
     "BASELINES",
@@ -211,9 +211,7 @@ def drop_and_increase(model, images, maps, targets, *, batch_size: int | None = 
     in confidence, higher is better
     """
     images, maps, targets = _with_images(images, maps, targets)
-    maps = maps.clamp(min=0)
-    largest = maps.amax((1, 2), keepdim=True)
-    through = (maps / largest.where(largest > 0, torch.ones_like(largest)))[:, None]
+    through = divided_by_largest(maps.clamp(min=0))[:, None]
 
     def picture(n, j):
         return images[n] * through[n].where(j.bool().view(-1, 1, 1, 1), torch.ones_like(through[n]))

@@ -407,15 +407,17 @@ def _describe_folder(source, folder, classes=None) -> Description:
     depth = 1 if top and top <= PARTS else 0  # the level of the classes
     if classes is None:
         # A class is a folder at that level; what lies deeper belongs to it.
-        classes = sorted({_shown(path[depth]) for path in folders if len(path) == depth + 1})
+        classes = sorted({printable(path[depth]) for path in folders if len(path) == depth + 1})
     else:
         files = [path for path in files if path[0] in classes]
     places = []
     for path in files:
         part = path[0] if depth and len(path) > 1 else ""
-        places.append(Place(_shown("/".join(path)), _shown(part), _shown(path[depth]) if len(path) > depth + 1 else ""))
+        places.append(
+            Place(printable("/".join(path)), printable(part), printable(path[depth]) if len(path) > depth + 1 else "")
+        )
     results = _in_threads(lambda path: _read_file(folder.joinpath(*path)), files, f"describing {source}")
-    return _description(_shown(source), places, results, classes, problems)
+    return _description(printable(source), places, results, classes, problems)
 
 
 def _walk(folder: Path) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]], list[Problem]]:
@@ -426,7 +428,7 @@ def _walk(folder: Path) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]], l
     files, folders, problems = [], [], []
 
     def left_out(kind, path, what):
-        problems.append(Problem(kind, [_shown("/".join(path))], what))
+        problems.append(Problem(kind, [printable("/".join(path))], what))
 
     def failed(error):
         path = Path(error.filename).relative_to(folder).parts
@@ -454,7 +456,7 @@ def _walk(folder: Path) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]], l
     return files, folders, problems
 
 
-def _shown(name: str) -> str:
+def printable(name: str) -> str:
     """A name that can be printed: line feeds, and bytes that are no UTF-8, as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 

@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 from torch import nn
 from torch.nn.functional import conv2d, pad
 
-from .cam import explain
+from .cam import divided_by_largest, explain
 from .faithfulness import correlation, enlarged
 
 __all__ = [
@@ -67,11 +67,7 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     w = torch.exp(-(torch.arange(-radius, radius + 1, dtype=a.dtype, device=a.device) ** 2) / (2 * 1.5**2))
     w = w / w.sum()
 
-    def scaled(M):
-        largest = M.abs().amax((1, 2), keepdim=True)
-        return M / largest.where(largest > 0, torch.ones_like(largest))
-
-    x, y = scaled(a), scaled(b)
+    x, y = divided_by_largest(a), divided_by_largest(b)
     pictures = torch.stack([x, y, x * x, y * y, x * y]).flatten(0, 1)[:, None]
     means = conv2d(conv2d(pictures, w.view(1, 1, -1, 1)), w.view(1, 1, 1, -1))  # in each window
     mx, my, xx, yy, xy = means.unflatten(0, (5, -1))

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
-from .cam import Explanation, _unwrapped, explain
+from .cam import Explanation, explain, unwrapped
 
 __all__ = ["Streamed", "explain_dataset", "read_maps"]
 
@@ -123,7 +123,7 @@ def explain_dataset(
     Raises ValueError where `out` holds another run (of functions, only the names are compared), and for a loader,
     targets or options that do not fit.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     loader = _loader(loader, on_gpu=_device(model).type == "cuda")
     N, out, step = len(loader.dataset), Path(out), loader.batch_size
     if hasattr(targets, "tolist"):  # a tensor or an array
