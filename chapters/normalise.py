@@ -21,7 +21,7 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def normalise(notebook):
-    """Change a notebook in place: no images, progress bars, execution counts or addresses, cells named in order."""
+    """Change a notebook in place: no pictures, progress bars, execution counts or addresses, cells named in order."""
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for number, cell in enumerate(notebook.cells, start=1):
@@ -51,6 +51,8 @@ def _normal_output(output):
         output.metadata = nbformat.from_dict({})
         for kind in [kind for kind in output.data if kind.startswith("image/")]:
             del output.data[kind]
+        if output.data.get("text/plain", "").startswith("<Live figure"):
+            output.data.pop("text/html", None)  # it holds a still picture
         if "text/plain" in output.data:
             output.data["text/plain"] = ADDRESS.sub("", output.data["text/plain"])
         if output.output_type == "execute_result":

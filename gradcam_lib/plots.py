@@ -417,6 +417,7 @@ def class_bars(panels, classes):
         axis.set_title(title, fontsize=10)
         axis.margins(x=0.1)
         axis.locator_params(axis="x", nbins=2)
+        axis.tick_params(axis="x", labelsize=8)
         axis.grid(axis="y", visible=False)
     axes[0].invert_yaxis()
     axes[0].tick_params(axis="y", length=0)
