@@ -35,7 +35,8 @@ def url(html):
 
 
 @pytest.fixture(scope="session")
-def browser():
+def chromium():
+    """The path of the machine's Chromium."""
     path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         pytest.fail(
@@ -43,7 +44,12 @@ def browser():
             "or .venv/bin/playwright install chromium) and, if it is elsewhere, name it: CHROMIUM=/path/to/chrome",
             pytrace=False,
         )
+    return path
+
+
+@pytest.fixture(scope="session")
+def browser(chromium):
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=[f"--{flag}" for flag in FLAGS])
-        yield chromium
-        chromium.close()
+        browser = playwright.chromium.launch(executable_path=chromium, args=[f"--{flag}" for flag in FLAGS])
+        yield browser
+        browser.close()

@@ -1,5 +1,6 @@
 """Every page of the built book, as a reader meets it: wide and narrow, light and dark, online and from the disk."""
 
+import re
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -127,3 +128,34 @@ def test_chapter_opens_in_colab(soups, page):
     place = f"{urlsplit(repository['url']).path}/blob/{repository['branch']}/{page}.ipynb"
     links = [a["href"] for a in soups[page].select("a[href*='colab.research.google.com']")]
     assert f"https://colab.research.google.com/github{place}" in links
+
+
+def test_every_figure_is_referred_to(soups):
+    figures = {node["id"]: page for page, soup in soups.items() for node in soup.select("figure[id], div.figure[id]")}
+    links = [a["href"] for soup in soups.values() for a in soup.select("article a[href*='#']:not(.headerlink)")]
+    referred = {urlsplit(link).fragment for link in links}
+    alone = [f"{page}: {name}" for name, page in figures.items() if name.startswith("fig-") and name not in referred]
+    assert figures and not alone, "\n".join(alone)
+
+
+def test_every_paper_is_cited():
+    known = set(re.findall(r"^@\w+\{(\w+),", (ROOT / "chapters" / "references.bib").read_text(), re.M))
+    texts = [f.read_text() for f in (ROOT / "chapters").iterdir() if f.suffix in (".ipynb", ".md")]
+    cited = {
+        key for text in texts for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text) for key in keys.split(",")
+    }
+    assert known == {key.strip() for key in cited}
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS)
+def test_chapter_says_when_it_was_executed(soups, page):
+    (text,) = (p.get_text() for p in soups[page].select("article p.executed"))
+    assert re.fullmatch(
+        r"Executed on \d\d \w+ \d{4} in \d+ (s|min) on \d+ processor cores, by Python 3\.\d+\.\d+, .*", text
+    )
+
+
+def test_the_front_page_says_how_long_each_chapter_takes(soups):
+    rows = [[cell.get_text().strip() for cell in row.select("td")] for row in soups[CONTENTS[0]].select("tbody tr")]
+    assert len(rows) == 10
+    assert all(re.fullmatch(r"\d+ min", reads) and re.fullmatch(r"\d+ (s|min)", runs) for *_, reads, runs in rows)
