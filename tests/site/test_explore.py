@@ -17,10 +17,10 @@ from skimage import data
 import gradcam_lib as gc
 from gradcam_lib.architectures import Preparation
 
-PATIENCE = 300_000  # milliseconds for anything, on a machine that may be training a network beside
+PATIENCE = 120_000  # milliseconds for anything, on a machine that may be training a network beside
 LAYERS = {
-    "efficientnet-lite0": [f"features.stage{i}" for i in (3, 4, 5, 6)] + ["features"],
-    "cifar10-fast": ["features.group1", "features.group2", "features.group3"],
+    "efficientnet-lite0": [f"features.stage{i}" for i in (2, 3, 4, 5, 6)] + ["features"],
+    "cifar10-fast": ["features.group1", "features.group2", "features.group3.conv1", "features.group3"],
 }
 PHOTOGRAPHS = {  # in scikit-image itself, so that nothing is downloaded
     "chelsea": data.chelsea, "coffee": data.coffee, "rocket": data.rocket, "astronaut": data.astronaut,
