@@ -21,11 +21,11 @@ from gradcam_lib.npm import npm_pack
 
 MODELS = {
     "efficientnet-lite0": (
-        "1,000 things: EfficientNet-Lite0, trained on ImageNet",
+        "EfficientNet-Lite0, trained on ImageNet",
         ["features.stage2", "features.stage3", "features.stage4", "features.stage5", "features.stage6", "features"],
     ),
     "cifar10-fast": (
-        "10 things at 32 × 32 pixels: this book’s CIFAR-10 network",
+        "This book’s CIFAR-10 network",
         ["features.group1", "features.group2", "features.group3.conv1", "features.group3"],
     ),
 }
