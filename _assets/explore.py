@@ -6,7 +6,6 @@ The networks are exported from the book's weights when the book is built. What t
 import hashlib
 import json
 import shutil
-import tarfile
 from pathlib import Path
 
 import torch
@@ -15,9 +14,9 @@ from skimage import data
 
 import gradcam_lib as gc
 from gradcam_lib import export
-from gradcam_lib.datasets import appearing, data_cache
+from gradcam_lib.datasets import data_cache
 from gradcam_lib.export import export_explainer
-from gradcam_lib.npm import npm_pack
+from gradcam_lib.npm import npm_files
 
 MODELS = {
     "efficientnet-lite0": (
@@ -29,6 +28,7 @@ MODELS = {
         ["features.group1", "features.group2", "features.group3.conv1", "features.group3"],
     ),
 }
+# ONNX Runtime Web for WebAssembly on one thread, without WebGPU: what a page loads of it.
 RUNTIME, RUNTIME_BYTES = "onnxruntime-web@1.30.0", 33_106_585
 RUNTIME_FILES = "ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"
 PHOTOGRAPHS = {"cat": "Cat", "coffee": "Cup of coffee", "rocket": "Rocket", "astronaut": "Astronaut"}
@@ -39,8 +39,10 @@ def add_explore(folder: Path) -> None:
     """Fill the folder of the built book that the page's scripts read: manifest.json and what it names."""
     for part in ("ort", "samples"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    for file in runtime().iterdir():
-        shutil.copyfile(file, folder / "ort" / file.name)
+    paths = [f"dist/{name}" for name in RUNTIME_FILES]
+    runtime = npm_files(RUNTIME, RUNTIME_BYTES, paths, data_cache() / "explore" / RUNTIME)
+    for name in RUNTIME_FILES:
+        shutil.copyfile(runtime / name, folder / "ort" / name)
     manifest = {
         "runtime": {"bytes": sum((folder / "ort" / name).stat().st_size for name in RUNTIME_FILES)},
         "models": [described(name, folder) for name in MODELS],
@@ -74,21 +76,6 @@ def exported(name: str, model: torch.nn.Module, layers: list[str]) -> Path:
         print(f"exporting {name} for the page Explore", flush=True)
         export_explainer(model, file, layers=layers)
     return file
-
-
-def runtime() -> Path:
-    """ONNX Runtime Web for WebAssembly, one thread, no WebGPU: the files that a page loads."""
-    folder = data_cache() / "explore" / RUNTIME
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with appearing(folder) as scratch:
-            (downloads := scratch / "downloads").mkdir()
-            with tarfile.open(npm_pack(RUNTIME, RUNTIME_BYTES, downloads)) as package:
-                for name in RUNTIME_FILES:
-                    with package.extractfile(f"package/dist/{name}") as source, open(scratch / name, "wb") as target:
-                        shutil.copyfileobj(source, target)
-            shutil.rmtree(downloads)
-    return folder
 
 
 def samples(folder: Path):

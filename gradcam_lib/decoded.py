@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from . import datasets
-from .datasets import DatasetError, FolderSplit, Splits, appearing
+from .datasets import DatasetError, FolderSplit, Splits
+from .records import appearing
 
 __all__ = ["DecodedPictures", "decode"]
 

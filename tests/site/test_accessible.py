@@ -1,28 +1,17 @@
 """axe-core on every page, in both themes: nothing serious."""
 
-import shutil
-import tarfile
-
 import pytest
 from test_site import PAGES, PATIENCE
 
-from gradcam_lib.datasets import appearing, data_cache
-from gradcam_lib.npm import npm_pack
+from gradcam_lib.datasets import data_cache
+from gradcam_lib.npm import npm_files
 
 AXE, AXE_BYTES = "axe-core@4.14.1", 708_405
 
 
 @pytest.fixture(scope="session")
 def axe():
-    folder = data_cache() / AXE
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with appearing(folder) as scratch:
-            (downloads := scratch / "downloads").mkdir()
-            with tarfile.open(npm_pack(AXE, AXE_BYTES, downloads)) as package:
-                (scratch / "axe.min.js").write_bytes(package.extractfile("package/axe.min.js").read())
-            shutil.rmtree(downloads)
-    return (folder / "axe.min.js").read_text()
+    return (npm_files(AXE, AXE_BYTES, ["axe.min.js"], data_cache() / AXE) / "axe.min.js").read_text()
 
 
 @pytest.fixture(scope="module", params=["light", "dark"])
