@@ -39,8 +39,8 @@ def export_explainer(model: nn.Module, file: Path | str, *, layers: Sequence[str
     number i counted from 0: `map_i` (1, h, w), Grad-CAM with its ReLU; `weights_i` (1, K), the α of its feature maps;
     and these, `features_i` (1, K, h, w).
 
-    Raises ValueError for a model without a preparation, for no layers, and for layers that it does not have or that
-    have no map.
+    Raises ValueError for a model without a preparation, for no layers, for layers that it does not have or that have no
+    map, and for operations that cannot be exported.
     """
     prepare = getattr(model, "prepare", None)
     if not isinstance(prepare, Preparation):
@@ -120,7 +120,7 @@ def explainer(network: nn.Module, prepare: Preparation, layers: Sequence[str]):
 def convolution_backward(grad, x, w, _, stride, padding, dilation, transposed, output_padding, groups, mask):
     """The gradient at the input: a transposed convolution, padded to the input's size."""
     if transposed or mask[1] or mask[2]:
-        raise NotImplementedError("Only the gradient of a plain convolution with respect to its input is exported.")
+        raise ValueError("Only the gradient of a plain convolution with respect to its input is exported.")
     rest = [
         x.shape[2 + d] - (stride[d] * (grad.shape[2 + d] - 1) + dilation[d] * (w.shape[2 + d] - 1) + 1 - 2 * padding[d])
         for d in range(2)
@@ -137,7 +137,7 @@ def max_pool_backward(grad, x, size, stride, padding, dilation, ceil_mode, indic
 def average_pool_backward(grad, x, size, stride, padding, ceil_mode, count_include_pad, divisor):
     """Each gradient spreads evenly over its window: averaging is a convolution of each map with equal weights."""
     if ceil_mode or divisor or (any(padding) and not count_include_pad):
-        raise NotImplementedError("Only average pooling whose windows all have the same number of pixels is exported.")
+        raise ValueError("Only average pooling whose windows all have the same number of pixels is exported.")
     w = torch.ones(x.shape[1], 1, *size) / (size[0] * size[1])
     only_input = True, False, False
     return convolution_backward(

@@ -89,6 +89,14 @@ def test_an_operation_that_cannot_be_exported_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_pooling_with_uneven_windows_is_refused(tmp_path):
+    model = network("everything")
+    model.pool = nn.AvgPool2d(3, ceil_mode=True)
+    with pytest.raises(ValueError, match="Only average pooling whose windows all have the same number of pixels"):
+        export_explainer(model, tmp_path / "net.onnx", layers=["last"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_exported_is_said(tmp_path):
     model = network("everything")
     with pytest.raises(ValueError, match="no layer 'third' with feature maps. It has: .*grouped"):
