@@ -50,7 +50,7 @@ def export_explainer(model: nn.Module, file: Path | str, *, layers: Sequence[str
     if not layers:
         raise ValueError("Name at least one layer to explain, of those that list_layers gives.")
     picture, target = torch.zeros(prepare.size, prepare.size, 3, dtype=torch.uint8), torch.tensor([-1])
-    example = normalised(picture, prepare)
+    example = traceable(picture, prepare)
     with left_as_it_was(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what the tracer finds old in its own libraries
         known = [layer.name for layer in list_layers(model, example)]
@@ -73,8 +73,11 @@ def export_explainer(model: nn.Module, file: Path | str, *, layers: Sequence[str
     return file
 
 
-def normalised(picture: torch.Tensor, prepare: Preparation) -> torch.Tensor:
-    """A picture (H, W, 3) uint8 as the network takes it, (1, 3, H, W) float32."""
+def traceable(picture: torch.Tensor, prepare: Preparation) -> torch.Tensor:
+    """A picture (H, W, 3) uint8 as the network takes it, (1, 3, H, W) float32.
+
+    `batches.normalised` gives the same in place and channels last, of which ONNX knows neither.
+    """
     x = picture.float().permute(2, 0, 1)[None] / 255
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (prepare.mean, prepare.std))
     return (x - mean) / std
@@ -97,7 +100,7 @@ def explainer(network: nn.Module, prepare: Preparation, layers: Sequence[str]):
         handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in layers]
         try:
             with torch.enable_grad():
-                logits = network(normalised(picture, prepare))
+                logits = network(traceable(picture, prepare))
                 target = torch.where(target < 0, logits.argmax(1), target)
                 # A product, because ONNX cannot index by a number that it learns at run time within a gradient.
                 score = (logits * (torch.arange(logits.shape[1]) == target[:, None])).sum()
