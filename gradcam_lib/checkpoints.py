@@ -16,7 +16,7 @@ from .optimizers import build_optimizers
 from .recipes import Recipe
 from .records import replacing
 
-__all__ = ["State", "TrainingError", "best_epoch", "writing"]
+__all__ = ["State", "TrainingError", "best_epoch", "ends_the_run"]
 
 
 class TrainingError(RuntimeError):
@@ -76,7 +76,7 @@ class State:
         tensors = {f"{part}/{name}": t.contiguous() for part, named in parts.items() for name, t in named.items()}
         about = {"recipe": asdict(self.recipe), "history": self.history, "step": self.step, "sums": self.sums}
         about["scaler"] = self.scaler.state_dict()
-        with writing(file), replacing(file) as scratch:
+        with ends_the_run(), replacing(file) as scratch:
             save_file(tensors, scratch, metadata={name: json.dumps(value) for name, value in about.items()})
 
     def resume(self, file: Path) -> None:
@@ -117,12 +117,9 @@ def best_epoch(history: list[dict]) -> int:
 
 
 @contextmanager
-def writing(file: Path) -> Iterator[None]:
-    """Say in one sentence what keeps a file from being written: TrainingError."""
+def ends_the_run() -> Iterator[None]:
+    """A file that cannot be written: TrainingError."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(
-            f"{file} could not be written ({getattr(error, 'strerror', None) or error}). What was written before is "
-            "whole: make room, or choose a folder that can be written to, and run the same again."
-        ) from error
+    except OSError as error:
+        raise TrainingError(str(error)) from error

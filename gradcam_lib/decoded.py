@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from . import datasets
-from .datasets import DatasetError, FolderSplit, Splits
+from .datasets import DatasetError, FolderSplit, Splits, made_once, picture_at
 from .records import appearing
 
 __all__ = ["DecodedPictures", "decode"]
@@ -78,9 +77,8 @@ def decode(data: Splits, side: int) -> Splits:
     if not isinstance(whole[0][0], Image.Image):
         raise ValueError("Pictures are decoded as they are: load the data set without a transform.")
     folder = datasets.data_cache() / f"{data.info.name}-{side}px"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.exists():
+    with made_once(folder, f"The decoded {data.info.title}") as missing:
+        if missing:
             with appearing(folder) as scratch:
                 _write(whole, side, scratch, data.info.title)
                 about = {"source_sha256": data.sha256, "side": side, "pictures": len(whole)}
@@ -125,7 +123,7 @@ def _decoded(pictures: Dataset, side: int) -> Iterator[np.ndarray]:
     """Every picture (h, w, 3), decoded by several threads and handed over in order, a few at a time."""
 
     def resized(i):
-        image = pictures[i][0]
+        image = picture_at(pictures, i)[0]
         share = side / min(image.size)
         if share < 1:
             image = image.resize([max(1, round(n * share)) for n in image.size], Image.Resampling.BILINEAR)

@@ -216,8 +216,8 @@ CALTECH101_TRANSFER = replace(
 
 # For two processor cores: the same at a smaller size, as their names say.
 CALTECH101_REPORT_64 = replace(CALTECH101_REPORT, name="caltech101-report-64", image_size=64)
-CALTECH101_MODERN_96 = replace(
-    CALTECH101_MODERN, name="caltech101-modern-96", image_size=96, first_size=48, epochs=60, precision="float32"
+CALTECH101_MODERN_64 = replace(
+    CALTECH101_MODERN, name="caltech101-modern-64", image_size=64, first_size=48, epochs=60, precision="float32"
 )
 
 RECIPES = {
@@ -233,7 +233,7 @@ RECIPES = {
         CALTECH101_REPORT,
         CALTECH101_REPORT_64,
         CALTECH101_MODERN,
-        CALTECH101_MODERN_96,
+        CALTECH101_MODERN_64,
         CALTECH101_TRANSFER,
     )
 }

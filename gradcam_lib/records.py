@@ -18,10 +18,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .faults import writing
 from .recipes import RECIPES, REPORTED
 
 __all__ = [
     "Record",
+    "accelerator_found",
     "describe_machine",
     "ledger",
     "other_measurements",
@@ -53,19 +55,22 @@ def records_folder() -> Path:
     return checkout if checkout.is_dir() else package / "_records"
 
 
-def read_record(name: str) -> Record:
-    """The record of a recipe. Raises ValueError where that recipe has not been measured."""
-    folder = records_folder() / name
-    if not (folder / "run.json").is_file():
+def read_record(name: str | Path) -> Record:
+    """The record of a recipe, or in a folder of your own. Raises ValueError where there is none, or a damaged one."""
+    folder = next((f for f in (records_folder() / name, Path(name)) if (f / "run.json").is_file()), None)
+    if folder is None:
         known = sorted(f.parent.name for f in records_folder().glob("*/run.json"))
-        raise ValueError(f"{name!r} has not been measured. Measured are: {', '.join(known) or 'none'}.")
+        raise ValueError(f"{str(name)!r} has not been measured. Measured are: {', '.join(known) or 'none'}.")
     logits = folder / "test_logits.npy"
-    return Record(
-        name,
-        json.loads((folder / "run.json").read_text()),
-        pd.read_csv(folder / "history.csv"),
-        np.load(logits) if logits.is_file() else None,
-    )
+    try:
+        return Record(
+            str(name),
+            json.loads((folder / "run.json").read_text()),
+            pd.read_csv(folder / "history.csv"),
+            np.load(logits) if logits.is_file() else None,
+        )
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"The record in {folder} is damaged ({error}). Delete it, and measure again.") from error
 
 
 def ledger() -> pd.DataFrame:
@@ -135,16 +140,20 @@ def appearing(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A scratch file that takes the place of `file` at the end: a reader meets the old one or the new one, whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """A scratch file that takes the place of `file` at the end: a reader meets the old one or the new one, whole.
+
+    Raises OSError, in one sentence, where it cannot be written.
+    """
     scratch = file.with_name(f"{file.name}.partial")
-    try:
-        yield scratch
-        with open(scratch, "rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(scratch, file)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield scratch
+            with open(scratch, "rb+") as written:
+                os.fsync(written.fileno())
+            os.replace(scratch, file)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def describe_machine(device: torch.device) -> dict:
@@ -155,6 +164,22 @@ def describe_machine(device: torch.device) -> dict:
         "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
     }
+
+
+def accelerator_found() -> str:
+    """The GPU of this machine and its memory, or what is slow without one, in sentences for people."""
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)  # the one that training takes by itself
+        return f"Accelerator found: {gpu.name}, with {gpu.total_memory / 2**30:.0f} GiB of memory."
+    if torch.backends.mps.is_available():
+        memory = torch.mps.recommended_max_memory()
+        return f"Accelerator found: this Mac's GPU, with {memory / 2**30:.0f} GiB of memory."
+    run = read_record("cifar10-fast").run
+    return (
+        "No GPU was found. The chapters need none: each runs in a minute or two. What is slow without one is training "
+        f"a whole recipe: cifar10-fast took {run['training_seconds'] / 60:.0f} min on {_place(run)}. "
+        "Google Colab lends a GPU: Runtime → Change runtime type."
+    )
 
 
 def _processor() -> str:

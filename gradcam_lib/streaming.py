@@ -32,6 +32,8 @@ from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
 from .cam import Explanation, explain, unwrapped
+from .faults import writing
+from .targets import check_names
 
 __all__ = ["Streamed", "explain_dataset", "read_maps"]
 
@@ -121,7 +123,7 @@ def explain_dataset(
     parts. Where whole batches fail, a hundred images in a row, RuntimeError is raised and their part not written.
 
     Raises ValueError where `out` holds another run (of functions, only the names are compared), and for a loader,
-    targets or options that do not fit.
+    targets or options that do not fit; OSError where a file cannot be written, the parts before it being whole.
     """
     model = unwrapped(model)
     loader = _loader(loader, on_gpu=_device(model).type == "cuda")
@@ -135,14 +137,15 @@ def explain_dataset(
     if options.get("differentiable"):
         raise ValueError("Maps in files have no graph: leave out differentiable=.")
     run = _describe(model, N, shard_size, targets, options)
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     there = _parts(out)
     rank, world = _place()
     share = {s: range(N)[s * shard_size : (s + 1) * shard_size] for s in range(rank, -(-N // shard_size), world)}
     missing = {s: images for s, images in share.items() if s not in there}
     total, to_do = (sum(map(len, some.values())) for some in (share, missing))
     failed = {int(i): why for s in share if s in there for i, why in there[s][1]["failed"].items()}
-    in_a_row = 0
+    in_a_row = not_finite = 0
     # The first and the last image come by the same way as all others: a data set that opens its file at the first
     # reading must do so in the reading processes, not in this one.
     ends = [range(i, i + 1) for i in ((0, N - 1) if N else ())]
@@ -164,6 +167,7 @@ def explain_dataset(
                     result, labels = _explain(model, batch, good, targets, step, options)
                     rows.append(_rows(good, labels, result, getattr(model, "classes", None)))
                     part["layer"] = result.layer
+                    not_finite += int((~np.isfinite(rows[-1]["largest"].to_numpy())).sum())
                 if errors:
                     rows.append(_table({"index": list(errors), "t": [0] * len(errors), "error": list(errors.values())}))
                     part["failed"] |= errors
@@ -182,6 +186,11 @@ def explain_dataset(
     if len(there) == -(-N // shard_size):
         for litter in out.glob(".part-*.partial"):  # of processes that were killed while they wrote
             litter.unlink(missing_ok=True)
+    if not_finite:
+        warnings.warn(
+            f"{not_finite} maps hold NaN or infinity: look for these in the images, and in the model's weights.",
+            stacklevel=2,
+        )
     if failed:
         i = min(failed)
         warnings.warn(
@@ -366,6 +375,7 @@ def _rows(indices: list[int], labels, result: Explanation, names) -> pa.Table:
     if result.targets is not None:
         columns["target"] = result.targets[:n].flatten().cpu().numpy()
         if names is not None:
+            check_names(names, result.logits.shape[1])
             columns["target_name"] = [str(names[c]) for c in columns["target"]]
     if isinstance(result.logits, torch.Tensor) and result.logits.ndim == 2:
         p = result.logits[:n].float().softmax(1).cpu()
@@ -392,18 +402,19 @@ def _write(file: Path, rows: list[pa.Table], run: dict, part: dict) -> None:
     # A name of its own, for another process may by mistake be making the same part; hidden, so that no reader of the
     # folder meets it.
     scratch = file.with_name(f".{file.name}.{uuid4().hex}.partial")
-    try:
-        with open(scratch, "wb") as opened:
-            # Numbers that hardly repeat: a dictionary of them would cost ten times the time, and a third more room.
-            pq.write_table(table, opened, compression="zstd", use_dictionary=["target_name", "error"])
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(scratch, file)
-    except FileNotFoundError:  # that other one has finished, and cleared our scratch file away
-        if not file.exists():
-            raise
-    finally:
-        scratch.unlink(missing_ok=True)
+    with writing(file):
+        try:
+            with open(scratch, "wb") as opened:
+                # Numbers that hardly repeat: a dictionary of them would cost ten times the time, and a third more room.
+                pq.write_table(table, opened, compression="zstd", use_dictionary=["target_name", "error"])
+                opened.flush()
+                os.fsync(opened.fileno())
+            os.replace(scratch, file)
+        except FileNotFoundError:  # that other one has finished, and cleared our scratch file away
+            if not file.exists():
+                raise
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def _parts(out: Path) -> dict[int, tuple[dict, dict]]:
@@ -428,10 +439,14 @@ def _describe(model: nn.Module, N: int, shard_size: int, targets, options: dict)
     arguments = inspect.signature(explain).bind(model, None, targets=targets, **options)
     arguments.apply_defaults()
     arguments = {k: v for k, v in arguments.arguments.items() if k not in ("model", "images", "batch_size")}
-    weights = _digest(list(model.state_dict().values()))
-    return {"weights": weights, "count": N, "shard_size": shard_size} | {
+    return {"weights": weights_digest(model), "count": N, "shard_size": shard_size} | {
         k: _plain(v, model) for k, v in arguments.items()
     }
+
+
+def weights_digest(model: nn.Module) -> str:
+    """By which a network is known again: 16 hexadecimal digits."""
+    return _digest(list(model.state_dict().values()))
 
 
 def _plain(value, model: nn.Module):

@@ -5,6 +5,7 @@ A run that was interrupted goes on from its checkpoint.
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,18 +26,24 @@ from tqdm import tqdm
 from .architectures import Preparation, build_model
 from .batches import ArrayBatches, PictureBatches, at_once, at_size, in_order, normalised
 from .batches import views as views_of
-from .checkpoints import State, TrainingError, best_epoch, writing
+from .checkpoints import State, TrainingError, best_epoch, ends_the_run
 from .datasets import ArrayDataset, FolderSplit, Splits, first_of_each_class, load_dataset
 from .decoded import DecodedPictures, decode
+from .faults import enough_memory, writing
+from .layers import output_of
 from .models import load_pretrained, round_to_half, save_model
 from .optimizers import set_progress
 from .recipes import RECIPES, Recipe
 from .records import describe_machine, write_record
-from .world import World, joined
+from .world import World, fastest_device, joined, usable
 
 __all__ = ["RECIPES", "Recipe", "Run", "TrainingError", "learning_rate_range", "measure", "predict", "train"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LESS_MEMORY = (
+    "compute each batch of {0.batch_size} in parts, replace(recipe, accumulate=2) or more of them, or train with a "
+    "smaller batch_size"
+)
 LOOK = 0.1  # seconds between two looks at the loss: each makes a GPU wait until all that was asked of it is done
 
 PIXELS = Preparation(resize=224, size=224)  # neither normalised nor, for CIFAR and shapes, resized
@@ -84,15 +91,23 @@ def train(
     tensorboard    a folder for event files, a point an epoch for each column of the history; needs the package
     progress       show a bar with the loss and the accuracy so far
 
-    Raises ValueError where `out` holds the checkpoint of another recipe, or the recipe names what does not exist.
+    Raises ValueError where `out` holds the checkpoint of another recipe, the recipe names what does not exist, or the
+    data set or the device does not fit.
     Raises TrainingError where the loss is no longer a number, or a file cannot be written; the last checkpoint stays.
+    Raises torch.OutOfMemoryError with a hint where a batch is too large for the memory.
     """
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"A recipe is needed, such as RECIPES['cifar10-fast'], not {recipe!r}.")
     if recipe.all_images and recipe.patience is not None:
         raise ValueError(f"{recipe.name!r}: patience needs validation images, and all_images trains on them. Drop one.")
     out = Path(out) if out else None
-    data = data or load_dataset(recipe.dataset)
-    world = joined(torch.device(device or _fastest_device()))
-    with _algorithms(deterministic):
+    data = _fitting(recipe, data)
+    world = joined(usable(device or fastest_device()))
+    if out and world.rank == 0:
+        with ends_the_run(), writing(out):  # rather now than after the first epoch
+            out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=out).close()
+    with _algorithms(deterministic), enough_memory(LESS_MEMORY.format(recipe)):
         state, batches, data, training_set = _beginning(recipe, data, world)
         model = state.model
         if out:
@@ -132,8 +147,8 @@ def learning_rate_range(
     returns a row a step: lr, the step size, and loss, in nats, before that step. It ends early where the loss is no
     number or four times that of guessing.
     """
-    data = data or load_dataset(recipe.dataset)
-    world, rows = World(torch.device(device or _fastest_device())), []
+    data = _fitting(recipe, data)
+    world, rows = World(usable(device or fastest_device())), []
     state, batches, data, _ = _beginning(recipe, data, world)
     state.model.train()
     with tqdm(total=steps, unit=" steps", desc=f"{recipe.name}, step sizes") as bar:
@@ -150,6 +165,24 @@ def learning_rate_range(
                     return pd.DataFrame(rows)
 
 
+def _fitting(recipe: Recipe, data: Splits | None) -> Splits:
+    """The data set, where it fits the recipe; otherwise ValueError."""
+    if recipe.precision not in PRECISIONS:
+        raise ValueError(f"There is no precision {recipe.precision!r}. Choose one of: {', '.join(PRECISIONS)}.")
+    if min(recipe.batch_size, recipe.epochs) < 1:
+        raise ValueError(f"{recipe.name!r}: batch_size and epochs must be at least 1.")
+    data = data or load_dataset(recipe.dataset)
+    if not isinstance(data, Splits):
+        raise ValueError(f"data is what load_dataset gives, with its three parts, not {type(data).__name__}.")
+    for part in ("train", "validation", "test"):
+        y, C = np.asarray(getattr(data, part).targets), len(data.classes)
+        if not len(y):
+            raise ValueError(f"There are no images in the {part} part of the data set.")
+        if not (0 <= y.min() and y.max() < C):
+            raise ValueError(f"Labels from {y.min()} to {y.max()} in the {part} part do not fit {C} classes.")
+    return data
+
+
 def _beginning(recipe: Recipe, data: Splits, world: World):
     """Before the first step: the state, the batches, the data set with its pictures decoded, and its training set."""
     torch.manual_seed(recipe.seed)
@@ -159,6 +192,9 @@ def _beginning(recipe: Recipe, data: Splits, world: World):
     training_set = _training_set(recipe, data)
     make = ArrayBatches if isinstance(training_set, ArrayDataset) else PictureBatches
     batches = make(training_set, recipe, model.prepare, world)
+    if isinstance(training_set, ArrayDataset):
+        with torch.no_grad():
+            output_of(model.eval(), normalised(batches.pixels[:1], model.prepare))  # says what does not fit
     if hasattr(model, "set_whitening"):
         model.set_whitening(normalised(batches.pixels[:5000], model.prepare))
     return State(recipe, model, world.device), batches, data, training_set
@@ -354,12 +390,6 @@ def _training_set(recipe: Recipe, data: Splits) -> ArrayDataset | DecodedPicture
     return images.take(slice(0, recipe.train_images))
 
 
-def _fastest_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 @torch.no_grad()
 def predict(model: nn.Module, images, *, batch_size: int | None = None, views: int = 1) -> torch.Tensor:
     """The logits of every image, (N, classes) float32 on the CPU. Leaves the model in evaluation mode.
@@ -425,7 +455,7 @@ def _write_record(folder: Path, recipe, model, history, training_set, data: Spli
         **describe_machine(world.device),
         "workers": world.size,
     }
-    with writing(folder):
+    with ends_the_run():
         save_model(model, folder / "weights.safetensors", architecture=recipe.model, classes=data.classes)
         write_record(folder, record, history, logits["test"].numpy())
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)

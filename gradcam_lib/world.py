@@ -11,7 +11,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["GlobalBatchNorm2d", "World", "joined"]
+__all__ = ["GlobalBatchNorm2d", "World", "fastest_device", "joined", "usable"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,21 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked += 1
         y = centred * (variance + self.eps).rsqrt()[:, None, None]
         return (y * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+def fastest_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def usable(device: str | torch.device) -> torch.device:
+    """The device of that name. Raises ValueError where this machine has none."""
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    kind, _, index = str(device).partition(":")
+    if not (index or "0").isdecimal() or int(index or 0) >= there.get(kind, 0):
+        raise ValueError(f"There is no device {str(device)!r} here. The fastest one is {fastest_device()!r}.")
+    return torch.device(device)
 
 
 def joined(device: torch.device) -> World:

@@ -1,11 +1,22 @@
 """What the tests share."""
 
+import ctypes
+import os
+import resource
 import signal
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 
 from gradcam_lib import datasets
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Weights and pictures drawn by a test are the same in any order of the tests: what passes once, passes."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture
@@ -23,6 +34,50 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@contextmanager
+def limited(what, value):
+    before = resource.getrlimit(what)
+    resource.setrlimit(what, (value, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, before)
+
+
+@pytest.fixture
+def full_disk():
+    """`with full_disk(room):` no file grows beyond so many bytes, and writing fails half way, as on a full disk."""
+    return lambda room: limited(resource.RLIMIT_FSIZE, room)
+
+
+@pytest.fixture
+def little_memory():
+    """`with little_memory(room):` this process gets no more than so many bytes beyond what it has."""
+
+    def within(room):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        return limited(resource.RLIMIT_AS, pages * resource.getpagesize() + room)
+
+    return within
+
+
+@pytest.fixture
+def unprivileged(tmp_path):
+    """A folder, and meanwhile permissions hold for root too, who otherwise may read and write anything."""
+    rights = (ctypes.c_uint32 * 6)()  # Linux: effective, permitted and inheritable, and another three
+    if root := os.geteuid() == 0:
+        libc, version = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0)
+        assert libc.capget(version, rights) == 0
+        before = rights[0]
+        rights[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+        assert libc.capset(version, rights) == 0
+    yield tmp_path
+    if root:
+        rights[0] = before
+        assert libc.capset(version, rights) == 0
+    tmp_path.chmod(0o700)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -233,3 +233,51 @@ def test_ctrl_c_reaches_the_processes_that_prepare_pictures_and_does_not_break_t
     run = gc.train(recipe, data=photographs, out=tmp_path / "out", device="cpu", progress=False)
     whole = gc.train(recipe, data=photographs, device="cpu", progress=False)
     pd.testing.assert_frame_equal(run.history.drop(columns="seconds"), whole.history.drop(columns="seconds"))
+
+
+# --- what may go wrong while they are decoded ---
+
+
+def test_a_damaged_picture_is_named(photographs, cache):
+    class Damaged(Photographs):
+        root = "the folder"
+
+        def __getitem__(self, i):
+            if i == 7:
+                raise OSError("image file is truncated")
+            return super().__getitem__(i)
+
+    torn = replace(photographs, train=FolderSplit(Damaged(), np.arange(18), np.arange(30) % 3, photographs.classes))
+    with pytest.raises(DatasetError, match=r"Picture 7 of the folder is damaged \(image file is truncated\). Delete"):
+        decode(torn, 40)
+    assert [f.name for f in cache.iterdir()] == ["caltech101-40px.lock"]
+    assert len(decode(photographs, 40).train) == 18
+
+
+def test_a_full_disk_leaves_nothing(photographs, cache, full_disk):
+    with (
+        full_disk(50_000),
+        pytest.raises(DatasetError, match=r"decoded Caltech-101: .*40px could not be written .*make ro"),
+    ):
+        decode(photographs, 40)
+    assert [f.name for f in cache.iterdir()] == ["caltech101-40px.lock"]
+    assert len(decode(photographs, 40).train) == 18
+
+
+def test_two_processes_at_once_decode_them_once(photographs, cache, tmp_path):
+    class Counted(Photographs):
+        def __getitem__(self, i):
+            if i == 29:
+                time.sleep(0.3)
+                with open(tmp_path / "asked", "a") as file:
+                    file.write("x")
+            return super().__getitem__(i)
+
+    slow = replace(photographs, train=FolderSplit(Counted(), np.arange(18), np.arange(30) % 3, photographs.classes))
+    fork = multiprocessing.get_context("fork")
+    children = [fork.Process(target=decode, args=(slow, 40)) for _ in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0, 0] and (tmp_path / "asked").read_text() == "x"

@@ -1,14 +1,16 @@
 """The ledger: what is measured, what is not, and that the README says the same."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import gradcam_lib as gc
 from gradcam_lib import records
-from gradcam_lib.records import ledger, other_measurements, records_folder, write_record
+from gradcam_lib.records import ledger, other_measurements, read_record, records_folder, write_record
 
 
 def write(folder, **metrics):
@@ -59,3 +61,51 @@ def test_every_record_says_what_where_when_and_how():
         run = json.loads(file.read_text())
         assert {"command", "date", "hardware", "versions"} <= set(run), file
         assert any(len(pd.read_csv(table)) for table in file.parent.glob("*.csv")), file
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A function that gives this machine other accelerators: (cuda, mps), each there or not."""
+
+    def with_(cuda, mps):
+        gpu = SimpleNamespace(name="Tesla T4", total_memory=15_828_320_256)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12 * 2**30)
+
+    return with_
+
+
+def test_an_accelerator_is_named_with_its_memory(machine):
+    machine(cuda=True, mps=False)
+    assert gc.accelerator_found() == "Accelerator found: Tesla T4, with 15 GiB of memory."
+    machine(cuda=False, mps=True)
+    assert gc.accelerator_found() == "Accelerator found: this Mac's GPU, with 12 GiB of memory."
+
+
+def test_without_an_accelerator_a_measured_time_says_what_is_slow(machine, tmp_path, monkeypatch):
+    machine(cuda=False, mps=False)
+    assert "NVIDIA" not in gc.read_record("cifar10-fast").run["hardware"]  # its time is called one without a GPU
+    monkeypatch.setattr(records, "records_folder", lambda: tmp_path)
+    run = {"training_seconds": 3000.0, "hardware": "a computer", "threads": 2}
+    write_record(tmp_path / "cifar10-fast", run, pd.DataFrame({"epoch": [1]}))
+    said = gc.accelerator_found()
+    assert said.startswith("No GPU was found.") and "cifar10-fast took 50 min on a computer, 2 threads." in said
+
+
+@pytest.mark.parametrize("file", ["run.json", "history.csv", "test_logits.npy"])
+def test_a_damaged_record_is_named(tmp_path, file):
+    write_record(tmp_path, {"recipe": "mine"}, pd.DataFrame({"epoch": [1]}), np.zeros((2, 2), np.float16))
+    assert read_record(tmp_path).run == {"recipe": "mine"}
+    (tmp_path / file).write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"record in {tmp_path} is damaged \(.*\). Delete it, and measure again"):
+        read_record(tmp_path)
+
+
+def test_a_full_disk_leaves_the_record_that_was_there(tmp_path, full_disk):
+    write_record(tmp_path, {"recipe": "mine"}, pd.DataFrame({"epoch": [1]}))
+    with full_disk(1_000), pytest.raises(OSError, match=r"history.csv could not be written \(File too large\)"):
+        write_record(tmp_path, {"recipe": "another"}, pd.DataFrame({"epoch": range(5000)}))
+    assert read_record(tmp_path).run == {"recipe": "mine"} and len(read_record(tmp_path).history) == 1
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["history.csv", "run.json"]

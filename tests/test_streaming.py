@@ -548,3 +548,60 @@ def test_an_empty_and_a_smallest_data_set(net, tmp_path):
     assert stream(net, Subset(Pictures(), []), tmp_path / "none").images == 0
     assert stream(net, Pictures(1), tmp_path / "one").images == 1
     assert read_maps(tmp_path / "one")[1].shape == (1, 8, 8)
+
+
+# --- networks and machines that are not as they should be ---
+
+
+def test_a_full_disk_is_said_and_loses_nothing_earlier(net, tmp_path, full_disk):
+    stream(net, Pictures(100), tmp_path / "whole")
+    whole = files(tmp_path / "whole")
+    stream(net, Pictures(100), tmp_path / "full")
+    for name in ("part-000001.parquet", "part-000002.parquet"):
+        (tmp_path / "full" / name).unlink()
+    with full_disk(5_000), pytest.raises(OSError, match=r"part-000001.parquet could not be written \(File too large\)"):
+        stream(net, Pictures(100), tmp_path / "full")
+    assert files(tmp_path / "full") == {"part-000000.parquet": whole["part-000000.parquet"]}
+    assert stream(net, Pictures(100), tmp_path / "full").before == 40
+    assert files(tmp_path / "full") == whole
+
+
+def test_a_folder_that_cannot_be_written_to_is_said(net, unprivileged):
+    unprivileged.chmod(0o500)
+    with pytest.raises(OSError, match=r"maps could not be written \(Permission denied\).*choose a place"):
+        stream(net, Pictures(10), unprivileged / "maps")
+    with pytest.raises(OSError, match=r"part-000000.parquet could not be written \(Permission denied\)"):
+        stream(net, Pictures(10), unprivileged)
+    unprivileged.chmod(0o700)
+    (unprivileged / "file").write_text("")
+    with pytest.raises(OSError, match=r"file could not be written \(File exists\)"):
+        stream(net, Pictures(10), unprivileged / "file")
+
+
+def test_too_little_memory_is_said_with_a_hint(tmp_path, little_memory):
+    wide = nn.Sequential(nn.Conv2d(3, 2000, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2000, 4))
+    data = Pictures(100)  # feature maps of a batch: 205 MB
+    with (
+        little_memory(100_000_000),
+        pytest.raises(torch.OutOfMemoryError, match="explain fewer than 100 images at once"),
+    ):
+        stream(
+            wide, TensorDataset(torch.stack([data[i][0] for i in range(100)])), tmp_path, batch_size=100, shard_size=100
+        )
+    assert files(tmp_path) == {}
+
+
+def test_nan_in_the_weights_is_said(net, tmp_path):
+    with torch.no_grad():
+        net[0].weight[0] = torch.nan
+    with pytest.warns(UserWarning, match="100 maps hold NaN or infinity: look for these in the images, and in the mod"):
+        stream(net, Pictures(100), tmp_path)
+
+
+def test_a_wrong_number_of_names_of_classes_is_said(net, tmp_path):
+    net.classes = ("airplane", "bird")
+    with pytest.raises(ValueError, match="model.classes has 2 names, and the model gives 4 logits: name each"):
+        stream(net, Pictures(100), tmp_path)
+    assert files(tmp_path) == {}
+    net.classes = None
+    assert stream(net, Pictures(100), tmp_path).images == 100

@@ -3,10 +3,9 @@
 import json
 import multiprocessing
 import os
-import re
-import resource
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -343,34 +342,19 @@ def test_a_second_ctrl_c_does_not_wait(blobs, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing_earlier(blobs, tmp_path):
-    """A limit on the size of files, set after the first checkpoint, makes writing fail half way, as a full disk."""
+def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing_earlier(blobs, tmp_path, monkeypatch, full_disk):
+    original = State.write
 
-    def child(connection):
-        torch.set_num_threads(1)
-        original = State.write
-
-        def limited(state, file):
-            if len(state.history) == 2:
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    def second_time_full(state, file):
+        with full_disk(100_000) if len(state.history) == 2 else nullcontext():
             original(state, file)
 
-        State.write = limited
-        try:
-            gc.train(TINY, out=tmp_path, data=blobs, progress=False)
-        except gc.TrainingError as error:
-            connection.send(str(error))
-
-    ours, theirs = fork.Pipe()
-    process = fork.Process(target=child, args=(theirs,))
-    process.start()
-    assert ours.poll(60), "no TrainingError came"
-    told = ours.recv()
-    process.join()
-    assert re.fullmatch(
-        r".*checkpoint\.safetensors could not be written \(.*File too large.*\)\. What was written .*", told
-    )
+    monkeypatch.setattr(State, "write", second_time_full)
+    with pytest.raises(
+        gc.TrainingError, match=r"checkpoint.safetensors could not be written \(.*File too large.* What wa"
+    ):
+        gc.train(TINY, out=tmp_path, data=blobs, progress=False)
+    monkeypatch.undo()
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.safetensors"]
     with safe_open(tmp_path / "checkpoint.safetensors", framework="pt") as stored:
         assert len(json.loads(stored.metadata()["history"])) == 1
@@ -385,15 +369,20 @@ def test_a_damaged_checkpoint_is_named(blobs, tmp_path):
         gc.train(TINY, out=tmp_path, data=blobs, progress=False)
 
 
-def test_a_compiled_network_learns_the_same(blobs, monkeypatch):
-    compiled = []
+def test_a_compiled_network_learns_the_same(blobs):
+    """In a process of its own: once something was compiled, PyTorch trains in no fork, and other tests fork."""
+    with multiprocessing.get_context("spawn").Pool(1) as process:
+        process.apply(learns_the_same_compiled, [blobs])
+
+
+def learns_the_same_compiled(blobs):
+    compiled, original = [], torch.compile
 
     def eager(network):  # the whole way but for the compiler, which takes a minute
         compiled.append(network)
         return original(network, backend="aot_eager")
 
-    original = torch.compile
-    monkeypatch.setattr(torch, "compile", eager)
+    torch.compile = eager
     recipe = replace(TINY, epochs=1, model="cifar10-se-resnet18", train_images=32, batch_size=16)
     run = gc.train(recipe, data=blobs, compile=True, progress=False)
     plain = gc.train(recipe, data=blobs, progress=False)
@@ -566,3 +555,81 @@ def test_early_stopping_changes_when_a_run_ends_and_nothing_before():
     shared = full.history.head(early.run["epochs_run"])
     pd.testing.assert_frame_equal(early.history.drop(columns="seconds"), shared.drop(columns="seconds"))
     assert early.run["epochs_run"] == early.run["kept_epoch"] + early.run["recipe"]["patience"]
+
+
+# --- what is refused before the first step, and what a machine may lack ---
+
+
+def part_of(count, classes=3, side=32):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    return ArrayDataset(images, np.arange(count) % classes, ("left", "middle", "right"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": part_of(0)}, "There are no images in the train part of the data set"),
+        ({"validation": part_of(0)}, "There are no images in the validation part"),
+        ({"train": part_of(20, classes=5)}, "Labels from 0 to 4 in the train part do not fit 3 classes"),
+        ({"test": part_of(20, classes=4)}, "Labels from 0 to 3 in the test part do not fit 3 classes"),
+        ({"train": part_of(20, side=8)}, r"The model does not take images \(3, 8, 8\) torch.float32 on cpu"),
+        ({"data": "cifar10"}, "data is what load_dataset gives, with its three parts, not str"),
+        ({"recipe": "cifar10-fast"}, r"A recipe is needed, such as RECIPES\['cifar10-fast'\], not 'cifar10-fast'"),
+        ({"recipe": replace(TINY, batch_size=0)}, "'tiny': batch_size and epochs must be at least 1"),
+        ({"recipe": replace(TINY, precision="float8")}, "no precision 'float8'. Choose one of: float32, bfloat16, flo"),
+        ({"recipe": replace(TINY, optimizer="adma")}, "no optimiser 'adma'"),
+        ({"device": "gpu"}, "There is no device 'gpu' here. The fastest one is '"),
+        ({"device": "cuda:99"}, "There is no device 'cuda:99' here"),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+def test_what_does_not_fit_is_said_before_the_first_step(blobs, tmp_path, change, message):
+    parts = {name: change[name] for name in ("train", "validation", "test") if name in change}
+    given = {"recipe": TINY, "data": replace(blobs, **parts)} | {k: v for k, v in change.items() if k not in parts}
+    with pytest.raises(ValueError, match=message) as caught:
+        gc.train(given.pop("recipe"), out=tmp_path / "run", progress=False, **given)
+    assert "\n" not in str(caught.value) and not list(tmp_path.rglob("*.*"))
+
+
+def test_a_single_class_is_learnt(blobs, tmp_path):
+    one = replace(blobs, train=part_of(40, classes=1), validation=part_of(8, classes=1), test=part_of(8, classes=1))
+    run = gc.train(replace(TINY, epochs=2), out=tmp_path, data=one, progress=False)
+    assert run.record["metrics"]["test_accuracy"] == run.record["metrics"]["test_mean_class_accuracy"] == 1
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_before_the_first_step(blobs, unprivileged, monkeypatch):
+    monkeypatch.setattr(training, "_step", lambda *a: pytest.fail("a step was taken"))
+    unprivileged.chmod(0o500)
+    for out in (unprivileged, unprivileged / "run"):
+        with pytest.raises(
+            gc.TrainingError, match=rf"{out} could not be written \(Permission denied\).* choose a place"
+        ):
+            gc.train(TINY, out=out, data=blobs, progress=False)
+    unprivileged.chmod(0o700)
+    (unprivileged / "file").write_text("")
+    with pytest.raises(gc.TrainingError, match=r"file could not be written \(File exists\)"):
+        gc.train(TINY, out=unprivileged / "file", data=blobs, progress=False)
+
+
+def test_too_little_memory_is_said_with_a_hint_and_loses_nothing(blobs, tmp_path, monkeypatch):
+    original = training._step
+
+    def step(state, *rest):
+        if len(state.history) == 1:
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"
+            )
+        return original(state, *rest)
+
+    monkeypatch.setattr(training, "_step", step)
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"not enough memory: compute each batch of 32 in parts, replace\(re"
+    ):
+        gc.train(TINY, out=tmp_path, data=blobs, progress=False)
+    monkeypatch.undo()
+    with safe_open(tmp_path / "checkpoint.safetensors", framework="pt") as stored:
+        assert len(json.loads(stored.metadata()["history"])) == 1
+    assert same_run(
+        gc.train(TINY, out=tmp_path, data=blobs, progress=False), gc.train(TINY, data=blobs, progress=False)
+    )
