@@ -30,6 +30,8 @@ def normalise(notebook):
         if cell.cell_type == "code":
             cell.execution_count = None
             cell.outputs = _joined([kept for output in cell.outputs if (kept := _normal_output(output))])
+            if "setup" in cell.metadata.get("tags", []):
+                cell.outputs = []  # it says what GPU there is, and the next machine has another
     return notebook
 
 

@@ -16,17 +16,27 @@ REPOSITORY = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["u
 every_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 
 SETUP = f"""\
-# On Google Colab: fetch the book and install its package; torch stays as Colab has it. Elsewhere: nothing.
+# On Google Colab: install the book's package; torch stays as Colab has it.
+# Everywhere: say which accelerator there is.
 import sys
 
 if "google.colab" in sys.modules:
-    !git clone --quiet --depth 1 {REPOSITORY} /content/gradcam-book
-    %pip install --quiet /content/gradcam-book
-    %cd /content/gradcam-book/chapters"""
+    %pip install --quiet "gradcam-lib[chapters] @ git+{REPOSITORY}"
+
+import gradcam_lib
+
+print(gradcam_lib.accelerator_found())"""
 
 
 def code_cells(path):
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+@every_chapter
+def test_lines_of_code_fit_their_column(path):
+    shown = [cell for cell in code_cells(path) if "remove-cell" not in cell.metadata.get("tags", [])]
+    wide = [line for cell in shown for line in cell.source.splitlines() if len(line) > 82]
+    assert not wide, "\n".join(wide)
 
 
 def test_the_table_of_contents_names_every_chapter():
@@ -39,6 +49,7 @@ def test_the_table_of_contents_names_every_chapter():
 def test_its_first_cell_makes_colab_ready(path):
     first = code_cells(path)[0]
     assert first.source == SETUP
+    assert first.metadata["tags"] == ["remove-cell", "setup", "nbval-ignore-output"]
     assert not first.outputs
 
 

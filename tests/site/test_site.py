@@ -7,6 +7,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,37 +22,74 @@ def files_in(toc):
 
 CONTENTS = files_in(yaml.safe_load((ROOT / "_toc.yml").read_text()))
 NOTEBOOKS = [page for page in CONTENTS if (ROOT / f"{page}.ipynb").exists()]
+CHAPTERS = [page for page in NOTEBOOKS if re.search(r"/\d+-", page)]
 PAGES = [*CONTENTS, "genindex", "search"]
 WINDOWS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 PATIENCE = 180_000  # milliseconds for a page to load, on a machine that may be training a network beside
 
 # What can be wrong with the page that is open, in words; an empty list when nothing is.
 FAULTS = r"""async width => {
-    await window.MathJax?.startup?.promise;
     const faults = [], all = selector => [...document.querySelectorAll(selector)];
 
     const scroll = document.documentElement.scrollWidth;
     if (scroll > width) faults.push(`the page is ${scroll} pixels wide and scrolls sideways`);
 
-    for (const equation of all("div.math"))
-        for (const set of equation.querySelectorAll("mjx-container"))
-            if (set.scrollWidth > set.clientWidth + 1) faults.push(`equation ${equation.id} is wider than the page`);
+    for (const equation of all("div.math")) {
+        const number = equation.querySelector(".eqno")?.getBoundingClientRect().left ?? Infinity;
+        const { right } = equation.getBoundingClientRect();
+        for (const part of equation.querySelectorAll(".base"))
+            if (part.getBoundingClientRect().right > Math.min(number, right) + 1)
+                faults.push(`equation ${equation.id} has no room`);
+    }
+
+    // Pieces of text that lie on one another: neither holds the other, and both show there.
+    const pieces = all("article :is(h1, h2, h3, p, li, dt, td, th, pre, figcaption, summary, label, .eqno)")
+        .filter(piece => piece.checkVisibility({opacityProperty: true, visibilityProperty: true}))
+        .filter(piece => piece.textContent.trim() && !piece.closest("pre pre, .katex, svg"))
+        .filter(piece => getComputedStyle(piece).display !== "inline")
+        .map(piece => ({piece, box: piece.getBoundingClientRect()}))
+        .filter(({box}) => box.width > 2 && box.height > 2)
+        .sort((a, b) => a.box.top - b.box.top);
+    pieces.forEach((a, n) => {
+        for (let m = n + 1; m < pieces.length && pieces[m].box.top < a.box.bottom - 3; m++) {
+            const b = pieces[m];
+            const across = Math.min(a.box.right, b.box.right) - Math.max(a.box.left, b.box.left);
+            const down = Math.min(a.box.bottom, b.box.bottom) - b.box.top;
+            if (across > 3 && down > 3 && !a.piece.contains(b.piece) && !b.piece.contains(a.piece))
+                faults.push(`one over the other: ${[a, b].map(one => one.piece.textContent.slice(0, 40)).join(" | ")}`);
+        }
+    });
 
     for (const img of all("img")) {
         const alt = (img.getAttribute("alt") ?? "").trim(), source = img.getAttribute("src");
         // None, or one word without a space: nothing, or the name of a file.
         if (/^\S*$|\.(png|jpe?g|gif|svg|webp)$/i.test(alt)) faults.push(`alternative text "${alt}" of ${source}`);
+        img.loading = "eager";
         await img.decode().catch(() => faults.push(`picture did not load: ${source}`));
+        const squeezed = (img.width * img.naturalHeight) / (img.height * img.naturalWidth);
+        const fills = img.checkVisibility() && getComputedStyle(img).objectFit === "fill";
+        if (fills && Math.abs(squeezed - 1) > 0.05) faults.push(`${source} lost its shape: ${squeezed}`);
     }
 
     for (const math of all(".math"))
-        if (!math.querySelector("mjx-container")) faults.push(`maths not typeset: ${math.textContent}`);
-    // MathJax marks what it cannot parse, and sets commands that it does not know in red.
-    for (const error of all("mjx-merror, [data-mjx-error], [data-mml-node=merror], [data-mml-node=mtext][fill=red]"))
-        faults.push(`error in maths: ${error.closest("mjx-container").querySelector("mjx-assistive-mml").textContent}`);
+        if (!math.querySelector(".katex")) faults.push(`maths not typeset: ${math.textContent}`);
+    for (const error of all(".katex-error")) faults.push(`error in maths: ${error.title}`);
+    // KaTeX marks a command that it does not know by its colour.
+    for (const unknown of all(".katex [style*='color:#cc0000']"))
+        faults.push(`unknown in maths: ${unknown.textContent}`);
+    await document.fonts.ready;
+    const weight = font => ({normal: 400, bold: 700})[font.weight] ?? font.weight;
+    const named = (family, weight, style) => [family.split(",")[0].replaceAll('"', ""), weight, style].join(" ");
+    const embedded = new Set([...document.fonts].map(font => named(font.family, weight(font), font.style)));
+    for (const sign of all(".katex-html *")) {
+        const { fontFamily, fontWeight, fontStyle } = getComputedStyle(sign);
+        const font = named(fontFamily, fontWeight, fontStyle);
+        if ([...sign.childNodes].some(node => node.nodeType === 3) && !embedded.has(font))
+            faults.push(`no font ${font} for ${sign.textContent}`);
+    }
 
     const text = (document.querySelector("article") ?? document.body).cloneNode(true);
-    text.querySelectorAll("pre, code, script, style, mjx-container").forEach(node => node.remove());
+    text.querySelectorAll("pre, code, script, style, .katex").forEach(node => node.remove());
     for (const [raw] of text.textContent.matchAll(/.{0,30}(\$\$|\\[(\[]|\\begin\{|\{[a-z:]+\}`|:::).{0,30}/g))
         faults.push(`raw markup: ${raw}`);
     return faults;
@@ -83,6 +121,76 @@ def test_page_is_whole(reader, url, page):
     assert tab.evaluate("document.documentElement.dataset.theme") == mode
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_page_is_light(browser, url, page):
+    """Below 1.5 MB with everything but its pictures, as they lie on the disk; a host that compresses sends a third."""
+    with browser.new_page() as tab:
+        responses = []
+        tab.on("response", lambda response: responses.append(response))
+        tab.goto(f"{url}{page}.html", timeout=PATIENCE, wait_until="networkidle")
+        sizes = {r.url: len(r.body()) for r in responses if r.request.resource_type != "image"}
+        assert 0.5e6 < sum(sizes.values()) < 1.5e6, sizes
+
+
+def test_search_finds_a_word_from_disk(browser, html):
+    with browser.new_page() as tab:
+        tab.goto(f"{(html / 'search.html').as_uri()}?q=counterfactual", timeout=PATIENCE)
+        found = tab.locator("ul.search li a").first
+        found.wait_for(timeout=PATIENCE)
+        assert "chapters/" in found.get_attribute("href")
+
+
+def test_first_use_of_a_term_leads_to_the_glossary(soups):
+    entries = {node["id"] for node in soups["chapters/glossary"].select("dl.glossary dt[id]")}
+    for page in CHAPTERS:
+        terms = [urlsplit(link["href"]).fragment for link in soups[page].select("article a.term")]
+        assert len(terms) >= 5 and len(set(terms)) == len(terms) and entries.issuperset(terms), page
+
+
+def test_what_search_engines_and_chats_are_told(html, soups):
+    root = yaml.safe_load((ROOT / "_config.yml").read_text())["html"]["baseurl"]
+    listed = re.findall(r"<loc>([^<]*)</loc>", (html / "sitemap.xml").read_text())
+    assert {f"{root}{page}.html" for page in CONTENTS} <= set(listed)
+    for page in CONTENTS:
+        told = {tag["property"]: tag["content"] for tag in soups[page].select("meta[property^='og:']")}
+        assert told["og:url"] == f"{root}{page}.html" and told["og:title"] and told["og:description"]
+        with Image.open(html / told["og:image"].removeprefix(root)) as card:
+            assert card.size == (int(told["og:image:width"]), int(told["og:image:height"]))
+
+
+def test_missing_page_is_a_page_of_the_book(browser, html, url):
+    """At any depth: a host shows 404.html at the address that was asked for."""
+    prefix = "/gradcam-book/"
+    with browser.new_page() as tab:
+        faults = []
+        tab.route(
+            lambda to: urlsplit(to).path.startswith(prefix),
+            lambda route: route.fulfill(path=html / unquote(urlsplit(route.request.url).path).removeprefix(prefix)),
+        )
+        tab.route("**/no/such/page.html", lambda route: route.fulfill(status=404, path=html / "404.html"))
+        tab.on("response", lambda r: r.status < 400 or r.url.endswith("page.html") or faults.append(r.url))
+        tab.on("pageerror", lambda error: faults.append(str(error)))
+        tab.goto(f"{url.rstrip('/')}{prefix}no/such/page.html", timeout=PATIENCE)
+        assert tab.locator("article h1").inner_text() == "There is no page here"
+        assert tab.locator("nav a", has_text="Grad-CAM").count() > 1
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("page", [CONTENTS[0], "chapters/07-grad-cam"])
+def test_page_prints(browser, url, page, tmp_path):
+    """The text alone, with its figures, equations and folded solutions, in black on white."""
+    with browser.new_page(color_scheme="dark") as tab:
+        tab.goto(f"{url}{page}.html", timeout=PATIENCE)
+        tab.emulate_media(media="print")
+        for part in (".bd-sidebar-primary", ".bd-header-article", ".bd-sidebar-secondary", "button.copybtn"):
+            assert not any(node.is_visible() for node in tab.locator(part).all()), part
+        assert all(solution.is_visible() for solution in tab.locator("article details > *").all())
+        paint = "getComputedStyle(document.querySelector('article p')).color"
+        assert tab.evaluate(paint) == "rgb(0, 0, 0)"
+        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert tab.evaluate(wide) <= 0
+
+
 def test_site_opens_at_its_front_page(browser, url):
     with browser.new_page() as tab:
         tab.goto(url, timeout=PATIENCE)
@@ -98,7 +206,7 @@ def test_chapter_reads_from_disk(browser, html):
         tab.goto((html / f"{page}.html").as_uri(), timeout=PATIENCE)
         faults = tab.evaluate(FAULTS, 1280)
         assert tab.locator("article h1").is_visible()
-        assert tab.locator("article mjx-container svg").count() > 0
+        assert tab.locator("article .katex-html").count() > 0
     assert not faults + foreign, "\n".join(faults + foreign)
 
 
