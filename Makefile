@@ -4,7 +4,7 @@
 # Each target first makes .venv and installs the pinned environment into it; a second run installs nothing.
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-site serve notebooks lock lint clean
+.PHONY: help book test test-site test-colab serve notebooks lock lint clean
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -20,6 +20,7 @@ help:
 	@echo "make book       execute the chapters and build the site into _build/html"
 	@echo "make test       package tests, then every chapter against its recorded outputs"
 	@echo "make test-site  build the book, then read every page of it in Chromium"
+	@echo "make test-colab execute each chapter as Colab does: alone in a folder, with the package from a wheel"
 	@echo "make serve      build the book and serve it on http://localhost:$(PORT)"
 	@echo "make notebooks  execute the chapters and keep text outputs only, ready for git"
 	@echo "make lint       style checks"
@@ -36,7 +37,7 @@ help:
 
 # Fetched here, where its progress can be seen, and not by the first chapter that is executed.
 data/cache/cifar10/about.json: | .venv/.installed
-	$(BIN)/gradcam-lib data cifar10
+	$(BIN)/gradcam-lib data get cifar10
 
 # Executed chapters are cached by their text alone. What they import or read has to count as well.
 _build/.executed-with: .venv/.installed $(wildcard gradcam_lib/*.py data/records/*/*)
@@ -51,11 +52,14 @@ serve: book
 	$(BIN)/python -m http.server $(PORT) --directory _build/html
 
 test: .venv/.installed data/cache/cifar10/about.json
-	$(TEST) tests --ignore tests/site
+	$(TEST) tests --ignore tests/site --ignore tests/colab
 	$(TEST) --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:randomly chapters
 
 test-site: book
 	$(BIN)/python -m pytest tests/site
+
+test-colab: .venv/.installed data/cache/cifar10/about.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations 0 tests/colab
 
 notebooks: .venv/.installed data/cache/cifar10/about.json
 	$(BIN)/python chapters/normalise.py --execute
