@@ -31,6 +31,7 @@ from .cam import divided_by_largest, explain, left_as_it_was, unwrapped
 from .datasets import ArrayDataset
 from .evaluation import Interval, bootstrap, calibration_error
 from .faithfulness import centre_map, deletion, energy_inside, insertion, road
+from .layers import output_of
 from .quality import fingerprints, near_duplicates, printable
 from .records import replacing
 from .sanity import cascade, explainer, rank_correlation, views
@@ -433,12 +434,8 @@ class _Trial:
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C) float32, on the CPU."""
-        try:
-            with torch.no_grad():
-                parts = [self.model(part) for part in x.split(at_once(x.shape[-1], x.device))]
-        except RuntimeError as error:
-            what = " ".join(str(error).split())[:200]
-            raise ValueError(f"The model does not take images {tuple(x.shape[1:])} as they come: {what}") from error
+        with torch.no_grad():
+            parts = [output_of(self.model, part) for part in x.split(at_once(x.shape[-1], x.device))]
         self.step()
         if not isinstance(parts[0], torch.Tensor) or parts[0].ndim != 2 or parts[0].shape[1] < 2:
             what = tuple(parts[0].shape) if isinstance(parts[0], torch.Tensor) else type(parts[0]).__name__

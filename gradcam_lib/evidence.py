@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import batch_norm, interpolate
 from torch.utils._pytree import tree_map_only
 
-from .layers import RESHAPES, feature_maps, first_tensor, kind_of, near
+from .layers import RESHAPES, feature_maps, first_tensor, kind_of, near, output_of
 from .tail import Tail, replaced
 
 __all__ = ["ARGUMENTS", "OF_A_LAYER", "Evidence"]
@@ -51,7 +51,7 @@ class Evidence:
                 self._watch(hooks, [m for m in model.modules() if isinstance(m, nn.Linear)], self._keep_linear)
             for l, (_, module) in enumerate(layers):
                 hooks.callback(module.register_forward_hook(self._stop_at(l)).remove)
-            self.output = model(images)
+            self.output = output_of(model, images)
         for l, (name, _) in enumerate(layers):
             if l not in self.raw:
                 raise ValueError(
@@ -314,6 +314,8 @@ ACTIVATIONS = {
     for name in ACTIVATIONS.split()
     if hasattr(home, name)
 }
+# The same, as networks of torch.export and TorchScript call them.
+ACTIVATIONS |= {getattr(torch.ops.aten, f.__name__).default for f in ACTIVATIONS if hasattr(torch.ops.aten, f.__name__)}
 
 
 class GuidedActivations(torch.overrides.TorchFunctionMode):
@@ -376,4 +378,5 @@ def full(X: torch.Tensor) -> torch.Tensor:
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.allclose(a, b.expand_as(a), rtol=1e-2, atol=1e-3 * b.abs().max().item())
+    atol = 1e-3 * b.abs().nan_to_num(0, 0, 0).max().item()
+    return torch.allclose(a, b.expand_as(a), rtol=1e-2, atol=atol, equal_nan=True)

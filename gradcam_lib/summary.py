@@ -6,6 +6,7 @@ concatenation counts as what it does, whatever the class of the module that does
 """
 
 import copy
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -17,7 +18,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Summary", "summarise"]
+from .layers import list_layers
+
+__all__ = ["Summary", "explainable", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,12 @@ class Summary:
     activation_bytes: int
     depth: int
     receptive_field: float
+
+    def field_of(self, module: str) -> float | None:
+        """The receptive field of one place of what a module gives: the last of its rows. None where it has none."""
+        names = self.table["name"]
+        own = self.table["receptive_field"][(names == module) | names.str.startswith(f"{module}.")]
+        return None if own.empty else float(own.iloc[-1])
 
     def __str__(self):
         def count(number):
@@ -117,6 +126,29 @@ def summarise(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)
         depth=int(table["depth"].max()),
         receptive_field=field[maps].iloc[-1] if any(maps) else inf,
     )
+
+
+def explainable(model: nn.Module, side: int | None = None) -> list[dict]:
+    """The layers of `list_layers`, a row each: layer, maps, height, width, and its receptive field.
+
+    side  of the picture, in pixels; None takes that of `model.prepare`
+
+    The field is the side of the square of pixels that one place depends on, "all" for the whole picture, and None where
+    it is not known, as in a network of torch.export, which does not run without values.
+    """
+    shape = 3, side or model.prepare.size, side or model.prepare.size
+    found = list_layers(model.eval(), torch.zeros(1, *shape))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            field_of = summarise(model, shape).field_of
+    except (ValueError, RuntimeError):
+        field_of = {}.get
+    rows = []
+    for layer in found:
+        field, size = field_of(layer.name), dict(zip(("maps", "height", "width"), layer.shape, strict=True))
+        rows.append({"layer": layer.name, **size, "receptive field": "all" if field == inf else field and int(field)})
+    return rows
 
 
 def _without_values(model: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .layers import first_tensor
+from .layers import first_tensor, output_of
 
 __all__ = ["Tail"]
 
@@ -132,7 +132,7 @@ def learn(model: nn.Module, image: torch.Tensor, layer: nn.Module) -> list[Call]
             if module is not model:
                 hooks.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
                 hooks.callback(module.register_forward_hook(leave, prepend=True).remove)
-        model(image)
+        output_of(model, image)
     calls = finished_before(root, of_layer[-1]) if of_layer else []
     for call in calls:
         call.spoiled = [t._version for t in tensors(call.output)] != call.versions

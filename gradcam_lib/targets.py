@@ -71,6 +71,14 @@ def class_indices(targets, logits: torch.Tensor, names: Sequence[str] | None) ->
     return indices if several else indices[:, 0]
 
 
+def check_names(names: Sequence[str], C: int) -> None:
+    if len(names) != C:
+        raise ValueError(
+            f"model.classes has {len(names)} names, and the model gives {C} logits: name each of its classes, in their "
+            "order, or set model.classes = None."
+        )
+
+
 def class_index(target: int | str, C: int, names: Sequence[str] | None) -> int:
     if isinstance(target, str):
         if names is None:
@@ -79,7 +87,11 @@ def class_index(target: int | str, C: int, names: Sequence[str] | None) -> int:
             )
         if target not in names:
             raise ValueError(f"There is no class {target!r}. {near(target, names)}")
-        return list(names).index(target)
+        check_names(names, C)
+        same = [str(c) for c, name in enumerate(names) if name == target]
+        if len(same) > 1:
+            raise ValueError(f"Several classes are named {target!r}: give the number of one, {' or '.join(same)}.")
+        return int(same[0])
     if not isinstance(target, Integral) or isinstance(target, bool):
         raise ValueError(f"A target is the number of a class or its name, not {target!r}.")
     if not 0 <= target < C:

@@ -411,3 +411,28 @@ def test_the_call_in_the_report_repeats_it(untrained, pictures):
     again = eval(report.about["call"], {"gc": gc, "model": untrained, "dataset": pictures})
     pd.testing.assert_frame_equal(again.verdicts, report.verdicts)
     pd.testing.assert_frame_equal(again.images, report.images)
+
+
+def test_a_full_disk_leaves_the_report_that_was_there(untrained, pictures, tmp_path, full_disk):
+    report, file = gc.audit(untrained, pictures.take(slice(4))), tmp_path / "audit.html"
+    file.write_text("the report of last week")
+    with (
+        full_disk(5_000),
+        pytest.raises(OSError, match=r"audit.html could not be written \(File too large\).*make room"),
+    ):
+        report.save(file)
+    assert [f.name for f in tmp_path.iterdir()] == ["audit.html"] and file.read_text() == "the report of last week"
+    with pytest.raises(OSError, match=r"could not be written \(Is a directory\)"):
+        report.save(tmp_path)
+
+
+def test_images_of_one_class_are_audited_as_far_as_that_goes(untrained, pictures):
+    one = pictures.take(np.flatnonzero(pictures.targets == pictures.targets[0])[:4].repeat(5))
+    report = gc.audit(untrained, one)
+    assert verdict(report, "accuracy") == "not tested"
+    assert "all images have one label" in report.verdicts.loc["accuracy", "meaning"]
+
+
+def test_what_is_no_network_is_refused(untrained, pictures):
+    with pytest.raises(ValueError, match="A network is needed, a torch.nn.Module, not OrderedDict. Weights alone"):
+        gc.audit(untrained.state_dict(), pictures)

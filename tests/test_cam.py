@@ -1,5 +1,12 @@
 """`explain` against the two equations computed in float64, and what it must leave untouched."""
 
+import gc as garbage
+import multiprocessing
+import resource
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +14,7 @@ from torch import nn
 
 import gradcam_lib as gc
 from gradcam_lib.architectures import build_model
+from gradcam_lib.methods import METHODS
 
 
 def grad_cam_float64(model, images, layer, targets):
@@ -339,3 +347,145 @@ def test_a_method_of_ones_own_is_a_function_and_may_have_a_name(net, images, mon
     assert torch.equal(by_function.signed, by_name.signed)
     with pytest.raises(ValueError, match="asks for colour. A method may ask for: A, biases, dA"):
         gc.explain(net, images, method=lambda A, colour: A.sum(1))
+
+
+# --- what a user may hand over by mistake ---
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.rand(2, 1, 32, 32), r"images \(1, 32, 32\) torch.float32 on cpu.*to have 3 channels, but got 1"),
+        (torch.rand(2, 3, 1, 1), r"images \(3, 1, 1\) .*Output size is too small"),
+        (torch.rand(2, 3, 48, 32), r"images \(3, 48, 32\) .*cannot be multiplied"),
+        (torch.rand(2, 3, 32, 32).half(), "torch.float16 on cpu, and its weights are torch.float32 on cpu"),
+        (torch.rand(2, 3, 32, 32, device="meta"), "torch.float32 on meta, and its weights are torch.float32 on cpu"),
+    ],
+    ids=["channels", "one pixel", "size", "type", "device"],
+)
+@pytest.mark.parametrize("options", [{}, {"layer": "features.conv2"}, {"method": "score-cam"}], ids=str)
+def test_images_that_the_model_does_not_take(net, given, message, options):
+    with pytest.raises(ValueError, match=f"The model does not take .*{message}.*Prepare"):
+        gc.explain(net, given, **options)
+    with pytest.raises(ValueError, match="The model does not take"):
+        gc.list_layers(net, given)
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_what_is_no_network_is_refused(net, images):
+    for given in (net.state_dict(), lambda x: x, "resnet18"):
+        with pytest.raises(ValueError, match=f"A network is needed.*not {type(given).__name__}.*load_state_dict"):
+            gc.explain(given, images)
+
+
+class Returning(nn.Module):
+    """A network of one convolution, and what it makes of the feature maps."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), head
+
+    def forward(self, x):
+        return self.head(self.conv(x))
+
+
+@pytest.mark.parametrize(
+    ("head", "what"),
+    [
+        (lambda A: {"logits": A.mean((2, 3))}, "dict"),
+        (lambda A: (A.mean((2, 3)), A), "tuple"),
+        (lambda A: A, r"\(3, 4, 30, 30\)"),
+        (lambda A: A.mean(), r"\(\)"),
+    ],
+    ids=["dict", "tuple", "maps", "number"],
+)
+def test_an_output_that_is_no_logits_is_named(images, head, what):
+    with pytest.raises(ValueError, match=rf"must return logits \(N, classes\), not {what}. Pass targets=, a function"):
+        gc.explain(Returning(head), images)
+
+
+def test_a_layer_without_a_gradient_is_said(images):
+    with pytest.raises(ValueError, match="does not depend on layer 'conv' in a way that has a gradient. Choose ano"):
+        gc.explain(Returning(lambda A: A.detach().mean((2, 3))), images)
+
+
+def test_nan_in_the_weights_or_in_an_image_is_said(net, images):
+    with torch.no_grad():
+        for p in net.classifier.parameters():
+            p.abs_()  # so that no map is zero everywhere
+    images[1, 0, 3, 4] = torch.nan
+    with pytest.warns(UserWarning, match=r"maps of images \[1\] hold NaN or infinity and show nothing: look for"):
+        heat = gc.explain(net, images, targets=0).heatmaps()
+    assert heat[[0, 2]].isfinite().all()
+    for method in METHODS:
+        if method != "cam":  # which this network has no head for
+            maps = gc.explain(net, images, targets=0, method=method).maps
+            assert maps[1].isnan().any() and maps[[0, 2]].isfinite().all(), method
+    with torch.no_grad():
+        net.features.conv2.weight[0] = torch.inf
+    with pytest.warns(UserWarning, match=r"maps of images \[0, 1, 2\] hold NaN .*in .logits, and in the model's wei"):
+        gc.explain(net, images, targets=0).heatmaps()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (tuple("abcdefghijkl"), "model.classes has 12 names, and the model gives 10 logits: name each"),
+        (("a", "b"), "model.classes has 2 names, and the model gives 10 logits"),
+        (("a", "b") * 5, "Several classes are named 'b': give the number of one, 1 or 3 or 5 or 7 or 9"),
+    ],
+    ids=["too many", "too few", "the same"],
+)
+def test_names_of_classes_that_do_not_say_which_is_meant(net, images, names, message):
+    net.classes = names
+    with pytest.raises(ValueError, match=message):
+        gc.explain(net, images, targets="b")
+
+
+# --- threads and memory ---
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "ablation-cam", "full-grad"])
+def test_eight_threads_on_one_model_get_what_one_thread_gets(one_thread, net, method):
+    batches = torch.rand(8, 2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    net.train()
+    alone = [gc.explain(net, images, method=method) for images in batches]
+    start = threading.Barrier(8)
+
+    def several_times(images):
+        start.wait()
+        return [(gc.explain(net, images, method=method), len(gc.list_layers(net, images)))[0] for _ in range(5)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for expected, found in zip(alone, pool.map(several_times, batches), strict=True):
+            assert all(torch.equal(f.signed, expected.signed) and f.layer == expected.layer for f in found)
+    assert net.training and all(p.requires_grad for p in net.parameters())
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def watch_memory(net, images, pipe):
+    torch.set_num_threads(1)  # a forked child may not use its parent's OpenMP threads
+    for k in range(1200):
+        gc.explain(net, images, targets=k % 10)
+        if k in (199, 1199):
+            garbage.collect()
+            pipe.send(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+
+
+def test_a_thousand_calls_take_no_memory(net, images):
+    here, there = multiprocessing.get_context("fork").Pipe()
+    child = multiprocessing.get_context("fork").Process(target=watch_memory, args=(net, images, there))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    before, after = here.recv(), here.recv()
+    assert after - before < 1e6
+
+
+def test_too_little_memory_is_said_with_a_hint(net, images, little_memory):
+    gc.explain(net, images)
+    many = images[:1].expand(4000, -1, -1, -1)  # its first feature maps alone take 524 MB
+    with little_memory(200_000_000), pytest.raises(torch.OutOfMemoryError) as caught:
+        gc.explain(net, many)
+    assert str(caught.value).startswith("There is not enough memory: explain fewer than 4000 images at once (a DataL")
+    assert len(str(caught.value)) < 400 and not any(module._forward_hooks for module in net.modules())

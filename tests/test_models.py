@@ -6,11 +6,14 @@ import hashlib
 import http.server
 import io
 import math
+import multiprocessing
+import os
 import pickle
 import socket
 import sys
 import threading
 import time
+import zipfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,11 +23,12 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 import gradcam_lib as gc
 from gradcam_lib import models
-from gradcam_lib.architectures import EfficientNetLite0, Preparation, SamePad
+from gradcam_lib.architectures import EfficientNetLite0, Preparation, SamePad, build_model
 from gradcam_lib.models import WeightsError, save_model
 
 
@@ -326,3 +330,146 @@ def test_a_model_is_copied_and_pickled_with_its_preparation():
     model.prepare = Preparation(256, 224, interpolation="bicubic")
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert (other.prepare, other.classes, other.name) == (model.prepare, model.classes, model.name)
+
+
+# --- files that are not what they seem, and places that cannot be written to ---
+
+
+class RunsCode:
+    """What a pickle of this is told to do as soon as it is opened."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".pkl", ".bin"])
+@pytest.mark.parametrize("module", ["torch", "pickle"])
+def test_a_pickle_that_would_run_code_is_refused(tmp_path, module, suffix):
+    file, what = tmp_path / f"net{suffix}", {"weight": RunsCode(tmp_path / "ran")}
+    torch.save(what, file) if module == "torch" else file.write_bytes(pickle.dumps(what))
+    with pytest.raises(ValueError, match="a pickle, as torch.save writes, it could run any code when it is opened, an"):
+        gc.load_model(file)
+    assert not (tmp_path / "ran").exists()
+
+
+def weights_url():
+    return torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url
+
+
+def test_a_pickle_that_would_run_code_is_refused_under_the_right_name(torch_home, published, publish, tmp_path):
+    """Eight digits of a digest can be forged: a file that has them must not be able to run anything either."""
+    network, file = published
+    torch.save({**network.state_dict(), "extra": RunsCode(tmp_path / "ran")}, data := io.BytesIO())
+    forged = file.with_name(f"squeezenet1_1-{hashlib.sha256(data.getvalue()).hexdigest()[:8]}.pth")
+    forged.write_bytes(data.getvalue())
+    publish(weights_url().replace(file.name, forged.name))
+    with pytest.raises(
+        WeightsError, match=f"{forged.name} holds something else than the tensors of .*Delete it and try"
+    ):
+        gc.load_model("squeezenet1_1")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_of_another_network_are_refused(torch_home, published, publish):
+    _, file = published
+    torch.save({"weight": torch.zeros(3)}, file)
+    name = f"squeezenet1_1-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
+    file.rename(file.with_name(name))
+    publish(weights_url().replace(file.name, name))
+    with pytest.raises(WeightsError, match="holds something else than the tensors of 'squeezenet1_1'"):
+        gc.load_model("squeezenet1_1")
+
+
+def test_weights_of_a_gpu_are_weights(tmp_path):
+    """A file that was saved from a GPU names it for each tensor; ours names none, so none has to be there."""
+    net = build_model("report-cnn")
+    save_model(net, tmp_path / "net.safetensors", architecture="report-cnn", classes="abcdefghij")
+    header = (tmp_path / "net.safetensors").read_bytes()[:4000]
+    assert b"cuda" not in header and b"cpu" not in header
+    torch.save(net.state_dict(), plain := io.BytesIO())
+    with zipfile.ZipFile(plain) as parts, zipfile.ZipFile(tmp_path / "gpu.pt", "w") as gpu:
+        for name in parts.namelist():
+            told = parts.read(name).replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+            gpu.writestr(name, told)
+    with pytest.raises(ValueError, match="gpu.pt is neither TorchScript nor of torch.export.*export the network"):
+        gc.load_model(tmp_path / "gpu.pt")
+
+
+@pytest.mark.parametrize(
+    ("about", "reason"),
+    [
+        ({}, "it does not say its 'architecture'"),
+        ({"architecture": "report-cnn", "outputs": "10", "classes": '["cat"]'}, "it names 1 classes, and has 10 outp"),
+        ({"architecture": "report-cnn", "outputs": "2", "classes": '["cat", "dog"]'}, "size mismatch for classifier"),
+        ({"architecture": "report-cnn", "outputs": "10", "classes": "cat"}, "Expecting value"),
+        ({"architecture": "alexnet2", "outputs": "10", "classes": "[]"}, "There is no architecture 'alexnet2'"),
+        (
+            {"architecture": "report-cnn", "outputs": "10", "classes": '["a","b","c","d","e","f","g","h","i","j"]'}
+            | {"prepare": '{"side": 3}'},
+            "unexpected keyword argument 'side'",
+        ),
+    ],
+)
+def test_a_file_that_says_what_does_not_fit_is_refused(tmp_path, about, reason):
+    file = tmp_path / "a.safetensors"
+    save_file(dict(build_model("report-cnn").state_dict()), file, about)
+    with pytest.raises(ValueError, match=f"a.safetensors holds no model of this library: .*{reason}") as caught:
+        gc.load_model(file)
+    assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
+
+
+def test_a_wrong_number_of_classes_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="There are 2 names of classes for 10 logits. Name each class"):
+        save_model(build_model("report-cnn"), tmp_path / "net.safetensors", architecture="report-cnn", classes="ab")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_the_weights_that_were_there(tmp_path, full_disk):
+    file = tmp_path / "net.safetensors"
+    file.write_bytes(b"of last week")
+    with (
+        full_disk(10_000),
+        pytest.raises(OSError, match=r"net.safetensors could not be written \(.*too large.* make r"),
+    ):
+        save_model(build_model("report-cnn"), file, architecture="report-cnn", classes="abcdefghij")
+    assert [f.name for f in tmp_path.iterdir()] == ["net.safetensors"] and file.read_bytes() == b"of last week"
+
+
+def test_a_full_disk_while_weights_are_fetched_is_said(torch_home, published, full_disk):
+    with (
+        full_disk(100_000),
+        pytest.raises(WeightsError, match=r"cannot be kept in .*checkpoints \(File too large\): make"),
+    ):
+        gc.load_model("squeezenet1_1")
+    assert not list(torch_home.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_to_is_said(published, unprivileged, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(unprivileged / "torch"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    unprivileged.chmod(0o500)
+    with pytest.raises(WeightsError, match=r"'squeezenet1_1' cannot be kept in .* \(Permission denied\).*TORCH_HOME"):
+        gc.load_model("squeezenet1_1")
+
+
+def test_a_download_that_is_killed_leaves_nothing_that_looks_whole(torch_home, published, publish):
+    _, file = published
+    whole = weights_url()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        publish(f"http://127.0.0.1:{server.getsockname()[1]}/{file.name}")
+        child = multiprocessing.get_context("fork").Process(target=gc.load_model, args=("squeezenet1_1",))
+        child.start()
+        with server.accept()[0] as connection:
+            connection.recv(4096)
+            connection.sendall(HEAD + b"x" * 500)
+            while not list(torch_home.glob("*")):
+                time.sleep(0.01)
+            child.kill()
+            child.join()
+    assert not (torch_home / file.name).exists()
+    publish(whole)
+    gc.load_model("squeezenet1_1")
+    assert (torch_home / file.name).read_bytes() == file.read_bytes()
