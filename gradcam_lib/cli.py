@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 from typer import Argument, Option
+from typer.core import TyperCommand, TyperGroup
 
 from .recipes import RECIPES
 from .terminal import results, say, show, table, with_bar
@@ -25,9 +26,30 @@ METHODS = (
     "cam grad-cam grad-cam++ xgrad-cam hires-cam layer-cam eigen-cam eigengrad-cam score-cam ablation-cam full-grad "
     "guided-grad-cam"
 ).split()
+GRIDS = ("methods", "classes", "layers")
 DATASETS = "cifar10 cifar100 caltech101 caltech256 shapes shapes64".split()
 MODELS = [*RECIPES, "efficientnet-lite0", "resnet18", "resnet50", "convnext_tiny", "vit_b_16"]
+
+
+class Tidy:
+    """A command in whose help a switch has no type."""
+
+    def get_params(self, context):
+        params = super().get_params(context)
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class Command(Tidy, TyperCommand): ...
+
+
+class Group(Tidy, TyperGroup): ...
+
+
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -35,7 +57,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 could not be done; 2 not understood; 3 done, but some pictures were skipped; "
     "130 interrupted.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Fetch, verify and list the data sets.")
+data_app = typer.Typer(cls=Group, no_args_is_help=True, help="Fetch, verify and list the data sets.")
 app.add_typer(data_app, name="data")
 debug = False  # --debug
 
@@ -76,7 +98,7 @@ def command(name: str, of: typer.Typer = app, again: bool = False) -> Callable:
                 say(what if told else f"{what} (gradcam-lib --debug … shows where)")
                 raise typer.Exit(1) from None
 
-        return of.command(name)(run)
+        return of.command(name, cls=Command)(run)
 
     return decorate
 
@@ -97,7 +119,7 @@ def one_of(names: Iterable[str]) -> dict:
                 raise typer.BadParameter(f"{name!r} is none of {', '.join(names)}.")
         return given
 
-    return {"callback": check, "autocompletion": begins(names), "help": f"Of {', '.join(names)}."}
+    return {"callback": check, "autocompletion": begins(names), "help": f"One of {', '.join(names)}."}
 
 
 def number_or_name(text: str) -> int | str:
@@ -111,18 +133,14 @@ def network(name: str, device: str | None = None):
     return load_model(name).to(device or fastest_device())
 
 
-def flag(*names: str, help: str, **more):
-    return Option(*names, metavar="", help=help, **more)
-
-
 MODEL = {"metavar": "NAME", "autocompletion": begins(MODELS)}
 MODEL["help"] = "A trained recipe; a network of torchvision or timm; a file of torch.export or TorchScript, or one of "
 MODEL["help"] += "our .safetensors; or module:function of yours."
 Model = Annotated[str, Option("--model", "-m", **MODEL)]
 Device = Annotated[str | None, Option(metavar="NAME", help="cpu, cuda or mps. By default the fastest there is.")]
-Json = Annotated[bool, flag("--json", help="Print one JSON document, for programs.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON document, for programs.")]
 Datasets = Annotated[list[str], Argument(metavar="NAME", **one_of(DATASETS))]
-GRID = one_of(("methods", "classes", "layers")) | {"help": "Compare methods, classes or layers in one figure."}
+GRID = one_of(GRIDS) | {"help": "Compare methods, classes or layers in one figure."}
 Source = {"metavar": "SOURCE", "autocompletion": begins(DATASETS)}
 
 
@@ -135,8 +153,8 @@ def show_version(asked: bool) -> None:
 @app.callback()
 def common(
     context: typer.Context,
-    where: Annotated[bool, flag("--debug", help="Show where in the code an error comes from.")] = False,
-    _: Annotated[bool, flag("--version", help="Say which version.", callback=show_version, is_eager=True)] = False,
+    where: Annotated[bool, Option("--debug", help="Show where in the code an error comes from.")] = False,
+    _: Annotated[bool, Option("--version", help="Show the version.", callback=show_version, is_eager=True)] = False,
 ) -> None:
     """Grad-CAM and its family: where a network looks, and whether such maps can be believed."""
     global debug
@@ -155,11 +173,16 @@ def explain(
     model: Model,
     output: Annotated[Path, Option("--output", "-o", metavar="OUT", help="A folder; or, of one picture, a .png file.")],
     method: Annotated[list[str] | None, Option(metavar="NAME", **one_of(METHODS))] = None,
-    layer: Annotated[list[str] | None, Option(metavar="NAME", help="One of `layers`, or -2: the last but one.")] = None,
-    target: Annotated[list[str] | None, Option("--class", metavar="NAME", help="A class, or its number.")] = None,
+    layer: Annotated[
+        list[str] | None, Option(metavar="NAME", help="A name that `layers` lists; or -2: the last but one.")
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        Option("--class", metavar="NAME", help="A class by name or number. By default the predicted one."),
+    ] = None,
     grid: Annotated[str | None, Option(metavar="WHAT", **GRID)] = None,
-    raw: Annotated[bool, flag("--raw", help="Also write the map itself, as .npy.")] = False,
-    overwrite: Annotated[bool, flag("--overwrite", help="Make again what is there already.")] = False,
+    raw: Annotated[bool, Option("--raw", help="Also write the map itself, as .npy.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Make again what is there already.")] = False,
     batch_size: Annotated[int, Option(min=1, metavar="N", help="Pictures at once; more is faster on a GPU.")] = 1,
     device: Device = None,
     as_json: Json = False,
@@ -298,14 +321,18 @@ def list_datasets(as_json: Json = False) -> None:
 @command("train", again=True)
 def train(
     recipe: Annotated[str, Argument(metavar="RECIPE", **one_of(RECIPES))],
-    seed: Annotated[int, Option(metavar="N", help="Of everything that chance decides.")] = 0,
-    out: Annotated[Path | None, Option(metavar="FOLDER", help="By default data/records/RECIPE[-seedN].")] = None,
+    seed: Annotated[int, Option(metavar="N", help="Seed of every random choice.")] = 0,
+    out: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Where to write it. By default data/records/RECIPE[-seedN].")
+    ] = None,
     device: Device = None,
-    compile: Annotated[bool, flag("--compile", help="One program of the network: faster on a GPU.")] = False,
-    deterministic: Annotated[bool, flag("--deterministic", help="The same bits every time, also on a GPU.")] = False,
-    tensorboard: Annotated[Path | None, Option(metavar="FOLDER", help="For event files of TensorBoard.")] = None,
+    compile: Annotated[bool, Option("--compile", help="Use torch.compile: faster on a GPU.")] = False,
+    deterministic: Annotated[bool, Option("--deterministic", help="The same bits every time, also on a GPU.")] = False,
+    tensorboard: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Also write event files for TensorBoard here.")
+    ] = None,
 ) -> None:
-    """Train a recipe whole, record it, and print its figures as JSON.
+    """Train a recipe, write its record, and print its figures as JSON.
 
     After an interruption the same command goes on.
 
@@ -326,7 +353,10 @@ def train(
 
 @command("evaluate")
 def evaluate(
-    run: Annotated[str, Argument(metavar="RUN", autocompletion=begins(RECIPES), help="A recipe, or a run's folder.")],
+    run: Annotated[
+        str,
+        Argument(metavar="RUN", autocompletion=begins(RECIPES), help="A recipe that was run, or the folder of a run."),
+    ],
     as_json: Json = False,
 ) -> None:
     """Say what a recorded run does on its test images, with 95 % intervals.
@@ -348,12 +378,21 @@ def evaluate(
 @command("audit")
 def audit(
     model: Annotated[str, Argument(**MODEL | {"metavar": "MODEL"})],
-    source: Annotated[str, Argument(help="A data set: its test images. Or a folder of class folders.", **Source)],
-    output: Annotated[Path | None, Option("--output", "-o", metavar="FILE", help="Write the report, as HTML.")] = None,
-    images: Annotated[int, Option(min=1, metavar="N", help="How many are drawn.")] = 256,
+    source: Annotated[
+        str,
+        Argument(
+            help="A data set, of which the test images are taken; or a folder that holds a folder a class.", **Source
+        ),
+    ],
+    output: Annotated[
+        Path | None, Option("--output", "-o", metavar="FILE", help="Also write the report here, as HTML.")
+    ] = None,
+    images: Annotated[int, Option(min=1, metavar="N", help="How many images to draw at random.")] = 256,
     method: Annotated[str, Option(metavar="NAME", **one_of(METHODS))] = "grad-cam",
-    layer: Annotated[str | None, Option(metavar="NAME", help="One of `layers`. By default the last.")] = None,
-    seed: Annotated[int, Option(metavar="N", help="Of the draw.")] = 0,
+    layer: Annotated[
+        str | None, Option(metavar="NAME", help="A name that `layers` lists. By default the last.")
+    ] = None,
+    seed: Annotated[int, Option(metavar="N", help="Seed of the drawing.")] = 0,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -399,7 +438,7 @@ def list_results(as_json: Json = False) -> None:
 def doctor(as_json: Json = False) -> None:
     """Say what is here, what is missing, and how to mend it.
 
-    Versions, accelerator, data sets, weights. The exit code is 1 where something is missing that all needs.
+    Versions, accelerator, data sets, weights. The exit code is 1 if something is missing that every command needs.
 
     Example: gradcam-lib doctor
     """

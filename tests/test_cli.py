@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import gradcam_lib as gc
-from gradcam_lib import cli, datasets, training
+from gradcam_lib import cli, datasets, pictures, training
 from gradcam_lib.recipes import RECIPES
 from gradcam_lib.training import Run
 
@@ -74,7 +74,7 @@ def test_help_names_every_option_of_train():
 
 
 def test_the_names_that_help_shows_are_those_of_the_package():
-    assert cli.METHODS == list(gc.METHODS) and cli.DATASETS == list(datasets.DATASETS)
+    assert cli.METHODS == list(gc.METHODS) and cli.DATASETS == list(datasets.DATASETS) and cli.GRIDS == pictures.GRIDS
     known = {*RECIPES, "efficientnet-lite0", *gc.architectures.torchvision_networks()}
     assert set(cli.MODELS) <= known
 
