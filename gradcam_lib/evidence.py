@@ -1,22 +1,36 @@
 """What the methods ask for, taken from a network: activations, gradients, scores of changed images and feature maps."""
 
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
 from torch.nn.functional import batch_norm, interpolate
 from torch.utils._pytree import tree_map_only
 
-from .layers import RESHAPES, feature_maps, first_tensor, kind_of, near, output_of
+from .layers import RESHAPES, Reshape, feature_maps, first_tensor, kind_of, near, output_of, size_of
+from .methods import Method
 from .tail import Tail, replaced
+from .targets import Score
 
-__all__ = ["ARGUMENTS", "OF_A_LAYER", "Evidence"]
+__all__ = ["ARGUMENTS", "OF_A_LAYER", "Evidence", "Options"]
 
 # Every argument that has to do with one layer.
 OF_A_LAYER = {"A", "dA", "w", "z_without", "z_through", "tail"}
 ARGUMENTS = OF_A_LAYER | {"x", "dx", "dx_guided", "z", "biases"}
+
+
+class Options(TypedDict):
+    """Arguments of `explain`."""
+
+    reshape: str | Reshape | None
+    strongest: int | None
+    batch_size: int
+    differentiable: bool
+    accelerate: bool
 
 
 class Evidence:
@@ -25,14 +39,24 @@ class Evidence:
     A method's argument is the attribute of that name, for class number t of each image and layer number l.
     """
 
-    def __init__(self, model, images, layers, score, needs, options):
+    def __init__(
+        self,
+        model: nn.Module,
+        images: torch.Tensor,
+        layers: list[tuple[str, nn.Module]],
+        score: Score,
+        needs: set[str],
+        options: Options,
+    ):
         self.model, self.images, self.layers, self.score, self.options = model, images, layers, score, options
-        self.size = tuple(images.shape[2:])
+        self.size = size_of(images)
         self.needs = needs
-        self.raw = {}  # layer number -> what the layer gave
-        self.parts = []  # for FullGrad: (module, output, its bias) of every module with no modules inside
+        self.raw: dict[int, torch.Tensor] = {}  # layer number -> what the layer gave
+        # For FullGrad: (module, output, its bias) of every module with no modules inside.
+        self.parts: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
         self.incomplete = 0.0  # for FullGrad: the share of a score that its gradients miss
-        self.linear = []  # for CAM: (module, input, output) of every linear layer
+        # For CAM: (module, input, output) of every linear layer.
+        self.linear: list[tuple[nn.Linear, torch.Tensor, torch.Tensor]] = []
         gradient = not needs.isdisjoint({"dA", "dx", "biases"}) or options["differentiable"]
         if not needs.isdisjoint({"dx", "biases"}) and not images.requires_grad:
             self.images = images = images.clone().requires_grad_()
@@ -60,14 +84,14 @@ class Evidence:
                 )
         self.kinds = [self._kind(l) for l in range(len(layers))]
         self.z_all = score(self.output)  # (N, T)
-        self._gradients_of = (None, None)
+        self._gradients_of: tuple[int | None, list[torch.Tensor | None]] = (None, [])
 
-    def maps(self, equation) -> torch.Tensor:
+    def maps(self, equation: Method) -> torch.Tensor:
         """The signed maps (N, T, h, w)."""
         T = self.z_all.shape[1]
         return torch.stack([self._fused(equation, t) for t in range(T)], 1)
 
-    def _fused(self, equation, t):
+    def _fused(self, equation: Method, t: int) -> torch.Tensor:
         given = [{need: getattr(self, need)(t, l) for need in self.needs} for l in range(max(1, len(self.layers)))]
         if not self.options["differentiable"]:
             given = tree_map_only(torch.Tensor, torch.detach, given)
@@ -84,22 +108,22 @@ class Evidence:
 
     # What methods may ask for.
 
-    def A(self, t, l):
+    def A(self, t: int, l: int) -> torch.Tensor:
         return full(self._feature_maps(self.raw[l], l))
 
-    def dA(self, t, l):
-        return self._feature_maps(self._gradients(t)[l], l)
+    def dA(self, t: int, l: int) -> torch.Tensor:
+        return self._feature_maps(needed(self._gradients(t)[l], f"layer {self.layers[l][0]!r}"), l)
 
-    def x(self, t, l):
+    def x(self, t: int, l: int) -> torch.Tensor:
         return full(self.images)
 
-    def dx(self, t, l):
-        return self._gradients(t)[len(self.layers)]
+    def dx(self, t: int, l: int) -> torch.Tensor:
+        return needed(self._gradients(t)[len(self.layers)], "the images")
 
-    def z(self, t, l):
+    def z(self, t: int, l: int) -> torch.Tensor:
         return full(self.z_all[:, t])
 
-    def w(self, t, l):
+    def w(self, t: int, l: int) -> torch.Tensor:
         """The rows of the linear layer, if it reads the mean of the feature maps and gives the logits."""
         mean = self.A(t, l).mean((2, 3))
         for module, inputs, outputs in self.linear:
@@ -112,13 +136,13 @@ class Evidence:
             "linear layer, and nothing else. This one is not: Grad-CAM needs no such head, use method='grad-cam'."
         )
 
-    def z_without(self, t, l):
+    def z_without(self, t: int, l: int) -> torch.Tensor:
         return self._without[l][..., t]
 
-    def z_through(self, t, l):
+    def z_through(self, t: int, l: int) -> torch.Tensor:
         return self._through[l][..., t]
 
-    def tail(self, t, l):
+    def tail(self, t: int, l: int) -> Callable[[torch.Tensor], torch.Tensor]:
         if self.kinds[l] != "maps":
             raise ValueError(
                 f"The output of layer {self.layers[l][0]!r} is no (N, K, h, w), so its tail cannot be run."
@@ -126,28 +150,34 @@ class Evidence:
         dtype = self.raw[l].dtype
         return lambda X: torch.stack([self._score_of_tail(l, n, X[n].to(dtype))[:, t] for n in range(len(X))])
 
-    def biases(self, t, l):
+    def biases(self, t: int, l: int) -> list[torch.Tensor]:
         """Gradient times bias of every module. With the input's they add up to the score, or leave it incomplete."""
         gradients = self._gradients(t)[len(self.layers) + 1 :]
-        parts = zip(self.parts, gradients, strict=True)
-        terms = [(module, g * bias) for (module, _, bias), g in parts if g is not None]
+        parts = [(*part, g) for part, g in zip(self.parts, gradients, strict=True) if g is not None]
+        terms = [(module, g * bias) for module, _, bias, g in parts]
         total = (self.dx(t, l) * self.x(t, l)).flatten(1).sum(1) + sum(term.flatten(1).sum(1) for _, term in terms)
-        missing = (self.z(t, l) - total).abs() / self.z(t, l).abs()
+        # Everything was rounded, so of a score that large terms leave by cancelling, a part is lost without any fault.
+        sizes = [(torch.finfo(y.dtype).eps, (g * y).abs() + (g * bias).abs()) for _, y, bias, g in parts]
+        rounding = sum(eps * size.flatten(1).sum(1) for eps, size in sizes)
+        missing = ((self.z(t, l) - total).abs() - 8 * rounding) / self.z(t, l).abs()
         self.incomplete = max(self.incomplete, missing.max().item())
         return [channels_first(module, term) for module, term in terms if term.ndim == 4]
 
-    def dx_guided(self, t, l):
+    def dx_guided(self, t: int, l: int) -> torch.Tensor:
         if self._guided is None:
             raise ValueError(
                 "Guided backpropagation changes the gradient of ReLUs and their kin; this network has none."
             )
         x, scores = self._guided
-        return full(torch.autograd.grad(scores[:, t].sum(), x, retain_graph=True)[0])
+        gradient = None
+        if scores.requires_grad:
+            (gradient,) = torch.autograd.grad(scores[:, t].sum(), x, retain_graph=True, allow_unused=True)
+        return full(needed(gradient, "the images"))
 
     # How they are computed.
 
-    def _stop_at(self, l):
-        def hook(module, inputs, output):
+    def _stop_at(self, l: int) -> Callable[[nn.Module, object, Any], Any]:
+        def hook(module: nn.Module, inputs: object, output: Any) -> Any:
             first = first_tensor(output)
             if not isinstance(first, torch.Tensor) or not first.is_floating_point():
                 raise ValueError(
@@ -162,30 +192,31 @@ class Evidence:
         return hook
 
     @staticmethod
-    def _watch(hooks, modules, hook):
+    def _watch(hooks: ExitStack, modules: Iterable[nn.Module], hook: Callable[[Any, Any, Any], Any]) -> None:
         for module in modules:
             hooks.callback(module.register_forward_hook(hook).remove)
 
-    def _keep_linear(self, module, inputs, output):
+    def _keep_linear(self, module: nn.Linear, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         self.linear.append((module, inputs[0], output))
 
-    def _keep_part(self, module, inputs, output):
+    def _keep_part(self, module: nn.Module, inputs: tuple[Any, ...], output: object) -> torch.Tensor | None:
         if isinstance(output, torch.Tensor) and output.requires_grad and len(inputs) == 1:
             bias = bias_of(module, inputs[0])
             if bias is not None:
                 self.parts.append((module, output, bias))
                 return output.clone()
+        return None
 
-    def _kind(self, l):
+    def _kind(self, l: int) -> str | Reshape:
         reshape = self.options["reshape"]
         if reshape is not None and not callable(reshape) and reshape not in RESHAPES:
             raise ValueError(f"There is no reshape {reshape!r}. {near(reshape, RESHAPES)}")
         return reshape or kind_of(self.layers[l][1], self.raw[l], self.size) or "maps"
 
-    def _feature_maps(self, X, l):
+    def _feature_maps(self, X: torch.Tensor, l: int) -> torch.Tensor:
         return feature_maps(X, self.kinds[l], self.layers[l][0], self.size)
 
-    def _gradients(self, t):
+    def _gradients(self, t: int) -> list[torch.Tensor | None]:
         """The gradients of the scores of class t: of each layer's output, of the images, of each part's output."""
         if self._gradients_of[0] != t:
             wanted = [self.raw[l] for l in range(len(self.layers))]
@@ -195,29 +226,23 @@ class Evidence:
             scale = 1024 if self.z_all.dtype == torch.float16 else 1
             score = self.z_all[:, t].sum() * scale
             more = self.options["differentiable"]
-            gradients = [None] * len(wanted)
+            gradients: Sequence[torch.Tensor | None] = [None] * len(wanted)
             if score.requires_grad:
                 retain = more or t + 1 < self.z_all.shape[1]
                 gradients = torch.autograd.grad(
                     score, wanted, retain_graph=retain, create_graph=more, allow_unused=True
                 )
-            for (name, _), gradient in zip(self.layers, gradients, strict=False):
-                if gradient is None:
-                    raise ValueError(
-                        f"The score does not depend on layer {name!r} in a way that has a gradient. Choose another "
-                        "layer, or a score that is computed from the model's output without detaching it."
-                    )
             self._gradients_of = (t, [g if g is None else full(g) / scale for g in gradients])
         return self._gradients_of[1]
 
     @cached_property
-    def _guided(self):
+    def _guided(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         x = self.images.detach().clone().requires_grad_()
         with torch.enable_grad(), GuidedActivations() as guided:
             scores = self.score(self.model(x))
         return (x, scores) if guided.met else None
 
-    def _strongest(self, l) -> torch.Tensor:
+    def _strongest(self, l: int) -> torch.Tensor:
         """(N, K) bool, the feature maps that are weighed one by one."""
         A = self.A(0, l)
         strength = A.flatten(2).norm(dim=2)
@@ -233,7 +258,7 @@ class Evidence:
         for l in range(len(self.layers)):
             if callable(self.kinds[l]):
                 raise ValueError("With a reshape of your own, it is not known which axis holds the feature maps.")
-            X, axis = self.raw[l], {"maps": 1}.get(self.kinds[l], -1)
+            X, axis = self.raw[l], 1 if self.kinds[l] == "maps" else -1
             N, K = X.shape[0], X.shape[axis]
             changes = self._strongest(l) & self.A(0, l).flatten(2).any(2)  # without a map of zeros nothing changes
             table = full(self.z_all.detach())[:, None].repeat(1, K, 1)
@@ -245,7 +270,7 @@ class Evidence:
             tables.append(table)
         return tables
 
-    def _score_of_tail(self, l, n, X):
+    def _score_of_tail(self, l: int, n: int, X: torch.Tensor) -> torch.Tensor:
         """Scores (M, T) of image n with X (M, ...) in place of what layer l gave."""
         with torch.no_grad():
             if l not in self._ways:
@@ -253,10 +278,10 @@ class Evidence:
             return full(self.score(self.tails[l](self.images[n : n + 1], n, X, self._ways[l]), n))
 
     @cached_property
-    def _ways(self) -> dict:
+    def _ways(self) -> dict[int, str]:
         return {}
 
-    def _way(self, l) -> str:
+    def _way(self, l: int) -> str:
         """The cheapest way to run the tail that gives, for what the layer gave, the score that is known."""
         for way in ("narrow", "wide", "whole"):
             try:
@@ -294,7 +319,7 @@ class Evidence:
             tables.append(table)
         return tables
 
-    def _score_through(self, masks, n):
+    def _score_through(self, masks: torch.Tensor, n: int) -> torch.Tensor:
         """The scores of image n seen through the maps (M, h, w), each first enlarged, then scaled to [0, 1]."""
         M, size = len(masks), self.options["batch_size"]
         if self.options["accelerate"]:  # compiled for one size of batch: the first mask fills a smaller one up
@@ -307,11 +332,11 @@ class Evidence:
             return full(self.score(self.model(seen), n))[:M]
 
 
-ACTIVATIONS = "relu relu_ relu6 hardtanh hardtanh_ leaky_relu leaky_relu_ prelu elu elu_ celu selu gelu silu hardswish"
+NAMES = "relu relu_ relu6 hardtanh hardtanh_ leaky_relu leaky_relu_ prelu elu elu_ celu selu gelu silu hardswish"
 ACTIVATIONS = {
     getattr(home, name)
     for home in (torch, torch.Tensor, nn.functional)
-    for name in ACTIVATIONS.split()
+    for name in NAMES.split()
     if hasattr(home, name)
 }
 # The same, as networks of torch.export and TorchScript call them.
@@ -321,11 +346,17 @@ ACTIVATIONS |= {getattr(torch.ops.aten, f.__name__).default for f in ACTIVATIONS
 class GuidedActivations(torch.overrides.TorchFunctionMode):
     """Guided backpropagation (Springenberg et al. 2015): behind each activation function, negative gradients stop."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.met = 0
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         output = function(*args, **(kwargs or {}))
         if function in ACTIVATIONS and output.requires_grad:
             self.met += 1
@@ -334,6 +365,7 @@ class GuidedActivations(torch.overrides.TorchFunctionMode):
 
 
 # A module f of these has f(u) = f'(u) u: it adds no bias.
+HOMOGENEOUS: tuple[type[nn.Module], ...]
 HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d, nn.MaxPool2d)
 HOMOGENEOUS += (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d)
 
@@ -351,21 +383,32 @@ def bias_of(module: nn.Module, u: torch.Tensor) -> torch.Tensor | None:
             if module.bias is None:
                 return None
             return module.bias.view(-1, 1, 1) if isinstance(module, nn.Conv2d) else module.bias
-        if isinstance(module, nn.BatchNorm2d) and not module.training and module.affine and module.track_running_stats:
-            return (module.bias - module.weight * module.running_mean / (module.running_var + module.eps).sqrt()).view(
-                -1, 1, 1
-            )
+        if isinstance(module, nn.BatchNorm2d) and not module.training and module.affine:
+            mean, var = module.running_mean, module.running_var
+            if mean is not None and var is not None:
+                return (module.bias - module.weight * mean / (var + module.eps).sqrt()).view(-1, 1, 1)
         u, f = u.detach(), module.forward
         if isinstance(module, nn.BatchNorm2d) and module.training:  # its forward would count the batch once more
 
-            def f(v):
+            def f(v: torch.Tensor) -> torch.Tensor:
                 return batch_norm(v, None, None, module.weight, module.bias, training=True, eps=module.eps)
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's own, of torch.jit, at the first jvp
-            y, slope = torch.func.jvp(lambda v: f(v.clone()), (u,), (u,))
+            y, slope, *_ = torch.func.jvp(lambda v: f(v.clone()), (u,), (u,))
         rounding = 100 * torch.finfo(y.dtype).eps * y.abs().max()  # FullGrad would scale that up to [0, 1]
         return y - slope if ((y - slope).abs() > rounding).any() else None
+
+
+def needed(gradient: torch.Tensor | None, of: str) -> torch.Tensor:
+    """The gradient of the score. Raises ValueError where there is none, since autograd knows of no way between."""
+    if gradient is None:
+        other = "Choose another layer, or a score" if of != "the images" else "Choose a score"
+        raise ValueError(
+            f"The score does not depend on {of} in a way that has a gradient. {other} that is computed from the "
+            "model's output without detaching it."
+        )
+    return gradient
 
 
 def channels_first(module: nn.Module, X: torch.Tensor) -> torch.Tensor:
