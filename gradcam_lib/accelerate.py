@@ -5,6 +5,8 @@ import shutil
 import warnings
 import weakref
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -15,7 +17,7 @@ from .tail import Tail
 __all__ = ["accelerated"]
 
 # One fast copy a model, forgotten with it, and made again when the model, the layers or the batch change.
-_copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_copies: weakref.WeakKeyDictionary[nn.Module, tuple[object, nn.Module]] = weakref.WeakKeyDictionary()
 
 
 def accelerated(model: nn.Module, layers: list[str], images: torch.Tensor, compiled: bool = True) -> nn.Module:
@@ -34,7 +36,7 @@ def accelerated(model: nn.Module, layers: list[str], images: torch.Tensor, compi
     if _copies.get(model, (None, None))[0] != key:
         fast = copy.deepcopy(model).eval().requires_grad_(False)
         _fold(fast, layers)
-        fast = fast.to(memory_format=torch.channels_last)
+        fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its types forgot this
         if images.is_cuda:
             fast = fast.to(torch.bfloat16)
         if compiled:
@@ -61,12 +63,14 @@ def _fold(model: nn.Module, layers: list[str]) -> None:
         before = node.args[0] if node.args else None
         if not (isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1):
             continue
-        conv, norm = model.get_submodule(before.target), model.get_submodule(node.target)
-        foldable = type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.running_var is not None
+        feeder, fed = str(before.target), str(node.target)  # the modules' names
+        conv, norm = model.get_submodule(feeder), model.get_submodule(fed)
+        if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d or norm.running_var is None:
+            continue
         heard = any(m._forward_hooks or m._forward_pre_hooks for m in (conv, norm))
-        if foldable and not heard and uses[before.target] == uses[node.target] == 1 and before.target not in layers:
-            model.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
-            model.set_submodule(node.target, nn.Identity())
+        if not heard and uses[before.target] == uses[node.target] == 1 and feeder not in layers:
+            model.set_submodule(feeder, fuse_conv_bn_eval(conv, norm))
+            model.set_submodule(fed, nn.Identity())
 
 
 def _compile(model: nn.Module, layers: list[str], images: torch.Tensor) -> None:
@@ -90,20 +94,20 @@ def _compile(model: nn.Module, layers: list[str], images: torch.Tensor) -> None:
             )
 
 
-def _options(images: torch.Tensor) -> dict:
+def _options(images: torch.Tensor) -> dict[str, Any]:
     # Weights become constants, laid out as the convolutions want them.
     return {"triton.cudagraphs": True} if images.is_cuda else {"freezing": True}
 
 
-def _compiled(forward, options):
-    def stage(*args, **kwargs):
+def _compiled(forward: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    def stage(*args: Any, **kwargs: Any) -> Any:
         return forward(*args, **kwargs)
 
     # PyTorch compiles a piece of code for eight shapes and no more: so each stage has to have a code of its own.
     stage.__code__ = stage.__code__.replace()
     compiled = torch.compile(stage, dynamic=False, options=options)
 
-    def run(*args, **kwargs):
+    def run(*args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
             return compiled(*args, **kwargs)
 

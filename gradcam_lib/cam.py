@@ -7,8 +7,8 @@ gradient at the layer, and leaves the network as it was.
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +17,11 @@ from torch.nn.functional import interpolate, relu
 from torch.utils._pytree import tree_map_only
 
 from .accelerate import accelerated, prepared
-from .evidence import ARGUMENTS, OF_A_LAYER, Evidence, full
+from .evidence import ARGUMENTS, OF_A_LAYER, Evidence, Options, full
 from .faults import enough_memory
-from .layers import find_layer, near, one_at_a_time, output_of
-from .methods import METHODS
-from .targets import Score
+from .layers import Reshape, find_layer, near, one_at_a_time, output_of, size_of
+from .methods import METHODS, Method
+from .targets import Score, Targets
 
 __all__ = ["Explanation", "explain"]
 
@@ -84,12 +84,12 @@ class Explanation:
         return divided_by_largest(heat, (-2, -1) if normalize == "image" else ())
 
 
-def _numbers(which: torch.Tensor) -> list:
+def _numbers(which: torch.Tensor) -> list[int | tuple[int, ...]]:
     """Of those that are true: i, or (i, t) where there are several classes an image."""
     return [i[0] if len(i) == 1 else tuple(i) for i in which.nonzero().tolist()]
 
 
-def divided_by_largest(maps: torch.Tensor, dim=(-2, -1)) -> torch.Tensor:
+def divided_by_largest(maps: torch.Tensor, dim: tuple[int, ...] = (-2, -1)) -> torch.Tensor:
     """Maps (..., h, w), each divided by its largest magnitude, or all by that of all; zeros stay zeros."""
     largest = maps.abs().amax(dim, keepdim=True)
     return maps / largest.where(largest > 0, torch.ones_like(largest))
@@ -99,10 +99,10 @@ def explain(
     model: nn.Module,
     images: torch.Tensor,
     *,
-    layer: str | int | nn.Module | Sequence | None = None,
-    targets: int | str | Sequence | torch.Tensor | Callable | None = None,
-    method: str | Callable = "grad-cam",
-    reshape: str | Callable | None = None,
+    layer: str | int | nn.Module | Sequence[str | int | nn.Module] | None = None,
+    targets: Targets = None,
+    method: str | Method = "grad-cam",
+    reshape: str | Reshape | None = None,
     counterfactual: bool = False,
     smooth: int = 0,
     noise: float = 0.15,
@@ -176,9 +176,9 @@ def explain(
             images = images.clone()
         if not differentiable:
             images = images.detach()
-        layers = []
+        layers: list[tuple[str, nn.Module]] = []
         if not needs.isdisjoint(OF_A_LAYER):
-            each = layer if isinstance(layer, list | tuple) else [layer]
+            each = layer if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
             layers = [find_layer(model, images, one) for one in each]
         names = getattr(model, "classes", None)
         if accelerate:
@@ -191,14 +191,19 @@ def explain(
             if images.is_cuda:
                 torch.compiler.cudagraph_mark_step_begin()  # the graphs may use the memory of the last call's again
         score = Score(targets, len(images), names, counterfactual)
-        options = dict(reshape=reshape, strongest=strongest, batch_size=batch_size)
-        options |= dict(differentiable=differentiable, accelerate=accelerate)
+        options = Options(
+            reshape=reshape,
+            strongest=strongest,
+            batch_size=batch_size,
+            differentiable=differentiable,
+            accelerate=accelerate,
+        )
         if smooth:
             with torch.no_grad():
                 output = output_of(model, images)
                 scores = score(output)
             spread = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
-            signed = 0
+            signed = torch.zeros((), device=images.device)
             for _ in range(smooth):
                 noisy = images + spread * torch.randn_like(images)
                 signed = signed + Evidence(model, noisy, layers, score, needs, options).maps(equation) / smooth
@@ -221,10 +226,10 @@ def explain(
         if not differentiable:
             scores, output = scores.detach(), tree_map_only(torch.Tensor, torch.detach, output)
     where = " + ".join(name for name, _ in layers) or "the whole network"
-    return Explanation(relu(signed), signed, classes, scores, output, where, name, tuple(images.shape[2:]))
+    return Explanation(relu(signed), signed, classes, scores, output, where, name, size_of(images))
 
 
-def _find_method(method: str | Callable) -> tuple[str, Callable, set[str]]:
+def _find_method(method: str | Method) -> tuple[str, Method, set[str]]:
     """Its name, its equation, and the names of what it asks for."""
     if callable(method):
         name, equation = getattr(method, "__name__", type(method).__name__), method
@@ -255,12 +260,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
         elif type(model).__name__ == "OptimizedModule":
-            model = model._orig_mod
+            model = model.get_submodule("_orig_mod")
         else:
             return model
 
 
-def _uncompiled():
+def _uncompiled() -> AbstractContextManager[None]:
     """Run as written what torch.compile has compiled; nothing has been where its machinery was never loaded."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 

@@ -8,14 +8,21 @@ and their letters large enough, for a telephone held upright.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import log2
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.path import Path
+from matplotlib.typing import ColorType
 from torch import nn
 
 from .plots import BLUE, CHANNELS, ORANGE, figure_in_style
 from .summary import summarise
+
+if TYPE_CHECKING:
+    from .architectures import SEBlock
 
 __all__ = ["dense_block", "network", "residual_blocks", "squeeze_excitation"]
 
@@ -29,8 +36,10 @@ COLOURS = {
     "dense block": PURPLE,
     "gate": CHANNELS["red"],
 }
+KINDS: dict[type[nn.Module], str]
 KINDS = {nn.Conv2d: "convolution", nn.Linear: "dense layer", nn.MaxPool2d: "pooling", nn.AvgPool2d: "pooling"}
 KINDS |= {nn.AdaptiveAvgPool2d: "pooling"}
+NAMES: dict[type[nn.Module], str]
 NAMES = {nn.MaxPool2d: "max pool", nn.AvgPool2d: "mean pool", nn.AdaptiveAvgPool2d: "mean pool", nn.Linear: "dense"}
 
 
@@ -48,7 +57,7 @@ class _Box:
 @figure_in_style
 def network(
     model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), blocks: Mapping[str, str] | None = None
-):
+) -> Figure:
     """A network from top to bottom: what each layer does at the left, the shape of what it gives at the right.
 
     input_size  (C, H, W) of the picture
@@ -77,12 +86,10 @@ def network(
         slice_height, left = height / box.count, centre - width / 2
         for k in range(box.count):
             low = y - (k + 1) * slice_height
-            look = (
-                dict(facecolor=COLOURS[box.kind], edgecolor="white")
-                if box.kind
-                else dict(facecolor="white", edgecolor=INK)
+            face, edge = (COLOURS[box.kind], "white") if box.kind else ("white", INK)
+            axis.add_patch(
+                Rectangle((left, low), width, slice_height, linewidth=1, zorder=2, facecolor=face, edgecolor=edge)
             )
-            axis.add_patch(Rectangle((left, low), width, slice_height, linewidth=1, zorder=2, **look))
             if box.kind == "residual block":
                 _arc(axis, left + width, low + slice_height * 0.95, low + slice_height * 0.05, 0.1)
         axis.text(centre - 0.72, y - height / 2, box.label, ha="right", va="center", fontsize=9, color=INK)
@@ -91,9 +98,10 @@ def network(
     return figure
 
 
-def _boxes(model, input_size, blocks) -> list[_Box]:
+def _boxes(model: nn.Module, input_size: tuple[int, int, int], blocks: Mapping[str, str]) -> list[_Box]:
     drawn = {"": _Box("picture", tuple(input_size))}
-    joins = {}  # the operations between the modules of each block
+    joins: dict[str, set[str]] = {}  # the operations between the modules of each block
+    row: Any  # its attributes are the table's columns
     for row in summarise(model, input_size).table.itertuples():
         block = next((name for name in blocks if f"{row.name}.".startswith(f"{name}.")), None)
         module = model.get_submodule(block or row.name)
@@ -114,7 +122,7 @@ def _boxes(model, input_size, blocks) -> list[_Box]:
     return list(drawn.values())
 
 
-def _block(label, shape, module, joins) -> _Box:
+def _block(label: str, shape: tuple[int, ...], module: nn.Module, joins: set[str]) -> _Box:
     kind = "residual block" if "add" in joins else "dense block" if "cat" in joins else ""
     if not kind:
         return _Box(label, shape, "pooling")
@@ -122,7 +130,7 @@ def _block(label, shape, module, joins) -> _Box:
     return _Box(f"{count} × {label}", shape, kind, count)
 
 
-def _layer(module) -> str:
+def _layer(module: nn.Module) -> str:
     if not isinstance(module, nn.Conv2d):
         return NAMES[type(module)]
     k, stride = module.kernel_size[0], module.stride[0]
@@ -140,7 +148,7 @@ def _size(box: _Box) -> tuple[float, float]:
 
 
 @figure_in_style
-def residual_blocks(basic: nn.Module, bottleneck: nn.Module):
+def residual_blocks(basic: nn.Module, bottleneck: nn.Module) -> Figure:
     """The two blocks of ResNet beside each other, with the shortcut of each.
 
     basic, bottleneck  such as `resnet18().layer1[0]` and `resnet50().layer1[1]` of torchvision
@@ -167,12 +175,12 @@ def residual_blocks(basic: nn.Module, bottleneck: nn.Module):
 
 
 @figure_in_style
-def dense_block(block: nn.Module):
+def dense_block(block: nn.Module) -> Figure:
     """A dense block of DenseNet: every layer reads the maps of all before it.
 
     block  such as `densenet121().features.denseblock1` of torchvision
     """
-    layers = list(block.children())
+    layers: list[Any] = list(block.children())
     inputs, growth = layers[0].norm1.num_features, layers[0].conv2.out_channels
     step, x = 0.56, 1.5
     figure, axis = _canvas(step * (len(layers) + 1) + 0.4)
@@ -197,13 +205,14 @@ def dense_block(block: nn.Module):
 
 
 @figure_in_style
-def squeeze_excitation(block: nn.Module, size: int):
+def squeeze_excitation(block: "SEBlock", size: int) -> Figure:
     """A residual block with squeeze-and-excitation: the maps go down at the left, their gate is made at the right.
 
     block  an `SEBlock`
     size   of its maps, in pixels a side
     """
-    C, reduced = block.gate.W2.out_features, block.gate.W1.out_features
+    gate: Any = block.gate  # or none, and then there is nothing to draw
+    C, reduced = gate.W2.out_features, gate.W1.out_features
     figure, axis = _canvas(4.25)
     x, side, red = 1.2, 2.8, COLOURS["gate"]
     axis.text(x, 4.1, f"$x$:  {C} × {size} × {size}", ha="center", va="center", fontsize=9, color=INK)
@@ -233,7 +242,7 @@ def squeeze_excitation(block: nn.Module, size: int):
 # --- strokes ---
 
 
-def _canvas(height: float):
+def _canvas(height: float) -> tuple[Figure, Axes]:
     """A figure whose coordinates are inches from its lower left corner."""
     figure = plt.figure(figsize=(WIDTH, height))
     axis = figure.add_axes((0, 0, 1, 1))
@@ -242,16 +251,20 @@ def _canvas(height: float):
     return figure, axis
 
 
-def _times(shape) -> str:
+def _times(shape: tuple[int, ...]) -> str:
     return " × ".join(map(str, shape))
 
 
-def _arrow(axis, start, end, colour=INK):
-    options = dict(arrowstyle="-|>", mutation_scale=8, linewidth=1.1, color=colour, shrinkA=0, shrinkB=0, zorder=1)
+def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], colour: ColorType = INK) -> None:
+    options: dict[str, Any] = dict(
+        arrowstyle="-|>", mutation_scale=8, linewidth=1.1, color=colour, shrinkA=0, shrinkB=0, zorder=1
+    )
     axis.add_patch(FancyArrowPatch(start, end, **options))
 
 
-def _arc(axis, x, top, bottom, reach, colour=INK, end=None):
+def _arc(
+    axis: Axes, x: float, top: float, bottom: float, reach: float, colour: ColorType = INK, end: float | None = None
+) -> None:
     """A curve that leaves x at the top, sideways, and comes back at the bottom, to `end` with an arrow's head."""
     points = [(x, top), (x + reach * 4 / 3, top), (x + reach * 4 / 3, bottom), (x if end is None else end, bottom)]
     path = Path(points, [Path.MOVETO, *[Path.CURVE4] * 3])
@@ -261,13 +274,13 @@ def _arc(axis, x, top, bottom, reach, colour=INK, end=None):
     )
 
 
-def _card(axis, x, y, label, colour, half=0.5):
+def _card(axis: Axes, x: float, y: float, label: str, colour: ColorType, half: float = 0.5) -> None:
     """A rounded box with white letters."""
-    look = dict(boxstyle="round,pad=0,rounding_size=0.05", facecolor=colour, edgecolor="none", zorder=2)
+    look: dict[str, Any] = dict(boxstyle="round,pad=0,rounding_size=0.05", facecolor=colour, edgecolor="none", zorder=2)
     axis.add_patch(FancyBboxPatch((x - half, y - 0.15), 2 * half, 0.3, **look))
     axis.text(x, y, label, ha="center", va="center", fontsize=9, color="white", zorder=3)
 
 
-def _join(axis, x, y, sign):
+def _join(axis: Axes, x: float, y: float, sign: str) -> None:
     axis.add_patch(Circle((x, y), 0.11, facecolor="white", edgecolor=INK, linewidth=1.1, zorder=2))
     axis.text(x, y, sign, ha="center", va="center_baseline", fontsize=11, color=INK, zorder=3)

@@ -59,7 +59,7 @@ def _packages() -> Iterator[Finding]:
     except importlib.metadata.PackageNotFoundError:
         yield Finding("gradcam-lib", "bad", "not installed", "pip install --editable . in the folder of the repository")
         return
-    own = [re.match(r"[\w.-]+", line)[0] for line in needed if "extra ==" not in line]
+    own = [re.split(r"[^\w.-]", line)[0] for line in needed if "extra ==" not in line]
     optional = {"tensorboard": "train --tensorboard", "timm": "networks of timm"}
     good = []
     for name in [*own, *optional]:

@@ -12,9 +12,12 @@ import re
 import textwrap
 import threading
 import warnings
+from collections.abc import Iterator
+from typing import IO, Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import ExifTags, Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
@@ -23,6 +26,10 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
+
+Picture = npt.NDArray[np.uint8]  # (H, W, 3), red first
+Array = npt.NDArray[Any] | torch.Tensor
+Readable = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
 
 MAX_PIXELS = 100_000_000  # 300 MB once decoded
 
@@ -67,7 +74,7 @@ class ImageError(ValueError):
     """A picture that cannot be read. The message is one line: which file, what is wrong, what to do."""
 
 
-def load_image(source):
+def load_image(source: Readable) -> Picture:
     """The picture in a file, upright and in colour.
 
     source   a path, the bytes of a file, or a file open in binary mode (read from where it stands, not closed)
@@ -93,7 +100,7 @@ def load_image(source):
     return _read(io.BytesIO(data), repr(name) if isinstance(name, str) else f"the {type(source).__name__} given")
 
 
-def _open(path):
+def _open(path: str | os.PathLike[str]) -> IO[bytes]:
     try:
         return open(path, "rb")
     except FileNotFoundError:
@@ -107,7 +114,7 @@ def _open(path):
     raise ImageError(f"{os.fspath(path)!r}: {problem}")
 
 
-def _read(file, name):
+def _read(file: IO[bytes], name: str) -> Picture:
     head = file.read(1024)
     if not head:
         raise ImageError(f"{name}: there are no bytes in it; fetch or save the picture again")
@@ -139,7 +146,7 @@ _lock, _readers, _settings = threading.Lock(), 0, contextlib.ExitStack()
 
 
 @contextlib.contextmanager
-def strict_pillow():
+def strict_pillow() -> Iterator[None]:
     """Pillow without its warnings, and with an error for what is cut short, for as long as any thread is in here."""
     global _readers
     # The settings belong to the whole process: the first thread in makes them, the last one out restores them.
@@ -160,9 +167,9 @@ def strict_pillow():
                 _settings.close()
 
 
-def _upright_rgb(image):
+def _upright_rgb(image: Image.Image) -> Picture:
     try:
-        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF data: the pixels are still good
         turn = None
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -174,7 +181,7 @@ def _upright_rgb(image):
     return np.array(image if turn is None else image.transpose(turn))
 
 
-def _deep_grey(image):
+def _deep_grey(image: Image.Image) -> npt.NDArray[np.uint8]:
     """The (H, W) uint8 values of a picture with one channel of more than 8 bits, which Pillow's convert would clip."""
     v = np.asarray(image)
     tags = getattr(image, "tag_v2", {})  # only TIFF has them
@@ -192,7 +199,7 @@ def _deep_grey(image):
     return 255 - v if tags.get(ExifTags.Base.PhotometricInterpretation) == 0 else v
 
 
-def to_uint8(image):
+def to_uint8(image: Array) -> Picture:
     """The (H, W, 3) uint8 picture, RGB, of an image in any of the three forms used here.
 
     image  (H, W, 3) uint8, returned as it is; or (3, H, W) or (1, H, W) float in [0, 1], rounded to 255 steps.
@@ -213,7 +220,7 @@ def to_uint8(image):
     return np.ascontiguousarray(np.broadcast_to(x, (*x.shape[:2], 3)))
 
 
-def overlay(image, heatmap, *, opacity=0.5, colormap="inferno"):
+def overlay(image: Array, heatmap: Array, *, opacity: float = 0.5, colormap: str = "inferno") -> Picture:
     """A heat map, in colour, over its picture.
 
     image     the picture, in any form that `to_uint8` takes
@@ -238,17 +245,17 @@ def overlay(image, heatmap, *, opacity=0.5, colormap="inferno"):
     M = cv2.resize(M, picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     colours = cv2.applyColorMap(np.rint(255 * M).astype(np.uint8), COLORMAPS[colormap])
     colours = cv2.cvtColor(colours, cv2.COLOR_BGR2RGB)
-    return cv2.addWeighted(colours, opacity, picture, 1 - opacity, 0)
+    return np.asarray(cv2.addWeighted(colours, opacity, picture, 1 - opacity, 0), np.uint8)
 
 
-def _to_numpy(x):
+def _to_numpy(x: Array) -> npt.NDArray[Any]:
     if isinstance(x, torch.Tensor):
         x = x.detach().cpu()
         x = (x.float() if x.is_floating_point() else x).numpy()  # NumPy has no bfloat16
     return np.asarray(x)
 
 
-def _in_unit_range(x, what, remedy):
+def _in_unit_range(x: npt.NDArray[Any], what: str, remedy: str) -> npt.NDArray[np.float32]:
     if not np.isfinite(x).all():
         raise ValueError(f"the {what} holds NaN or infinity: look for a division by zero where it was made")
     if x.min() < -ROUNDING or x.max() > 1 + ROUNDING:

@@ -3,10 +3,11 @@
 import difflib
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isqrt
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,8 @@ from torch import nn
 from .faults import first_line, out_of_memory
 
 __all__ = ["RESHAPES", "Layer", "list_layers"]
+
+Reshape = Callable[[torch.Tensor], torch.Tensor]  # from what a layer gives to feature maps (N, K, h, w)
 
 POOLING = tuple(
     getattr(nn, f"{kind}Pool2d") for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg", "FractionalMax", "LP")
@@ -32,6 +35,12 @@ class Layer:
     name: str
     shape: tuple[int, int, int]
     kind: str
+
+
+def size_of(images: torch.Tensor) -> tuple[int, int]:
+    """(H, W) of images (N, C, H, W)."""
+    H, W = images.shape[2:]
+    return H, W
 
 
 def tokens(X: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -65,7 +74,7 @@ def channels_last(X: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 RESHAPES = {"tokens": tokens, "channels-last": channels_last}
 
 
-def kind_of(module: nn.Module, output, size: tuple[int, int]) -> str | None:
+def kind_of(module: nn.Module, output: object, size: tuple[int, int]) -> str | None:
     """How the module's output is to be read, or None where it has no height and width."""
     if not isinstance(output, torch.Tensor) or not output.is_floating_point():
         return None
@@ -82,7 +91,7 @@ def kind_of(module: nn.Module, output, size: tuple[int, int]) -> str | None:
     return None
 
 
-def feature_maps(output: torch.Tensor, kind: str | Callable, name: str, size: tuple[int, int]) -> torch.Tensor:
+def feature_maps(output: torch.Tensor, kind: str | Reshape, name: str, size: tuple[int, int]) -> torch.Tensor:
     """The layer's output, or a gradient of its shape, as (N, K, h, w)."""
     X = output if kind == "maps" else RESHAPES[kind](output, size) if isinstance(kind, str) else kind(output)
     if not isinstance(X, torch.Tensor) or X.ndim != 4:
@@ -104,13 +113,13 @@ def is_pooling(module: nn.Module) -> bool:
     return bool(operations) and "pool" in operations[-1]
 
 
-def first_tensor(output):
+def first_tensor(output: Any) -> Any:
     """A layer that gives a tuple, such as attention, is known by its first part."""
     return output[0] if isinstance(output, tuple | list) and output else output
 
 
 # One for each model that has been looked into. Forgotten with the model.
-_locks: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _making_a_lock = threading.Lock()
 
 
@@ -126,7 +135,7 @@ def one_at_a_time(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def output_of(model: nn.Module, images: torch.Tensor):
+def output_of(model: nn.Module, images: torch.Tensor) -> Any:
     """What the model returns for images (N, C, H, W).
 
     Raises ValueError where they do not fit it: their channels, size, type or device.
@@ -160,10 +169,12 @@ def list_layers(model: nn.Module, images: torch.Tensor) -> list[Layer]:
 
 def trace(model: nn.Module, images: torch.Tensor) -> tuple[dict[Layer, torch.Tensor], object]:
     """The layers that can be explained with their outputs, and the model's output."""
-    size, found, pooled = tuple(images.shape[2:]), [], []
+    size = size_of(images)
+    found: list[tuple[Layer, torch.Tensor, int]] = []
+    pooled: list[torch.Tensor] = []
 
-    def tracer(name):
-        def hook(module, inputs, output):
+    def tracer(name: str) -> Callable[[nn.Module, object, Any], None]:
+        def hook(module: nn.Module, inputs: object, output: Any) -> None:
             output = first_tensor(output)
             kind = kind_of(module, output, size)
             # A container that ends in a pooling gives that pooling's output.
@@ -175,8 +186,8 @@ def trace(model: nn.Module, images: torch.Tensor) -> tuple[dict[Layer, torch.Ten
             # Unchanged since an inner module gave it: an in-place operation would have raised its version.
             if found and found[-1][1] is output and found[-1][2] == output._version:
                 kind = found.pop()[0].kind
-            maps = feature_maps(output, kind, name, size)
-            found.append((Layer(name, tuple(maps.shape[1:]), kind), output, output._version))
+            K, h, w = feature_maps(output, kind, name, size).shape[1:]
+            found.append((Layer(name, (K, h, w), kind), output, output._version))
 
         return hook
 
@@ -191,12 +202,13 @@ def trace(model: nn.Module, images: torch.Tensor) -> tuple[dict[Layer, torch.Ten
 
 # The layers found for a model, so that choosing one costs a forward pass only once. Forgotten with the model; a model
 # whose modules were exchanged is traced again.
-_known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[nn.Module, tuple[object, str]] = weakref.WeakKeyDictionary()
 
 
 def find_layer(model: nn.Module, images: torch.Tensor, layer: str | int | nn.Module | None) -> tuple[str, nn.Module]:
     """The name and the module of one layer: named, given, counted from the end, or (None) the last with a map."""
     modules = dict(model.named_modules())
+    name: str | None
     if layer is None or isinstance(layer, int):
         key = (tuple(map(id, modules.values())), images.shape[1:], layer)
         if _known.get(model, (None, None))[0] != key:
@@ -249,11 +261,11 @@ def _last_with_gradient(model: nn.Module, images: torch.Tensor) -> str:
             )
         gradients = torch.autograd.grad(logits.flatten(1).amax(1).sum(), list(outputs.values()), allow_unused=True)
     for layer, gradient in reversed(list(zip(outputs, gradients, strict=True))):
-        if gradient is not None and feature_maps(gradient, layer.kind, layer.name, tuple(images.shape[2:])).any():
+        if gradient is not None and feature_maps(gradient, layer.kind, layer.name, size_of(images)).any():
             return layer.name
     raise ValueError("The score depends on no place of any layer's output, so there is no map to draw. Name a layer.")
 
 
-def near(name: str, names: Sequence[str]) -> str:
+def near(name: str, names: Collection[str]) -> str:
     close = difflib.get_close_matches(name, list(names), n=5) or list(names)[:10]
     return f"Did you mean: {', '.join(close)}?"

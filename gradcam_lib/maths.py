@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 __all__ = [
@@ -46,6 +47,8 @@ __all__ = [
     "windows",
 ]
 
+Array = npt.NDArray[np.floating]
+
 
 # --- convolution ---
 
@@ -64,12 +67,12 @@ def output_size(size: int, kernel: int, *, stride: int = 1, padding: int = 0, di
     return (size + 2 * padding - span) // stride + 1
 
 
-def pad(x, padding: int, value: float = 0.0):
+def pad(x: Array, padding: int, value: float = 0.0) -> Array:
     """Rows and columns of `value` around each map: (N, C, H, W) becomes (N, C, H + 2 padding, W + 2 padding)."""
     return np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)), constant_values=value)
 
 
-def windows(x, size: tuple[int, int], *, stride: int = 1, dilation: int = 1):
+def windows(x: Array, size: tuple[int, int], *, stride: int = 1, dilation: int = 1) -> Array:
     """What the kernel sees at each place: (N, C, H, W) becomes (N, C, H', W', R, S), a view without a copy.
 
     size  (R, S), the kernel's rows and columns
@@ -80,7 +83,9 @@ def windows(x, size: tuple[int, int], *, stride: int = 1, dilation: int = 1):
     return dense[:, :, ::stride, ::stride, ::dilation, ::dilation]
 
 
-def conv2d(x, w, b=None, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1):
+def conv2d(
+    x: Array, w: Array, b: Array | None = None, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
+) -> Array:
     """Convolution as networks use the word, which mathematics calls cross-correlation: the kernel is not flipped.
 
     x        (N, C, H, W)
@@ -100,7 +105,9 @@ def conv2d(x, w, b=None, *, stride: int = 1, padding: int = 0, dilation: int = 1
     return _add_bias(np.concatenate(y, axis=1), b)
 
 
-def conv2d_loops(x, w, b=None, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1):
+def conv2d_loops(
+    x: Array, w: Array, b: Array | None = None, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
+) -> Array:
     """`conv2d`, one multiplication at a time."""
     _check_kernel(x, w, groups)
     N, _, H, W = x.shape
@@ -116,14 +123,16 @@ def conv2d_loops(x, w, b=None, *, stride: int = 1, padding: int = 0, dilation: i
     return _add_bias(y, b)
 
 
-def im2col(x, size: tuple[int, int], *, stride: int = 1, padding: int = 0, dilation: int = 1):
+def im2col(x: Array, size: tuple[int, int], *, stride: int = 1, padding: int = 0, dilation: int = 1) -> Array:
     """Each window as a column: (N, C, H, W) becomes (N, C R S, H' W'), with R times S times as many numbers."""
     seen = windows(pad(x, padding), size, stride=stride, dilation=dilation)
     N, C, rows, columns, R, S = seen.shape
     return seen.transpose(0, 1, 4, 5, 2, 3).reshape(N, C * R * S, rows * columns)
 
 
-def conv2d_im2col(x, w, b=None, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1):
+def conv2d_im2col(
+    x: Array, w: Array, b: Array | None = None, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
+) -> Array:
     """`conv2d` as one matrix product a group (Chellapilla, Puri and Simard 2006)."""
     _check_kernel(x, w, groups)
     (N, _, H, W), (R, S) = x.shape, w.shape[2:]
@@ -136,7 +145,9 @@ def conv2d_im2col(x, w, b=None, *, stride: int = 1, padding: int = 0, dilation: 
     return _add_bias(np.concatenate(y, axis=1).reshape(N, len(w), rows, columns), b)
 
 
-def conv2d_fft(x, w, b=None, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1):
+def conv2d_fft(
+    x: Array, w: Array, b: Array | None = None, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
+) -> Array:
     """`conv2d` as a product of Fourier transforms: what a shift does to a picture, a phase does to its transform.
 
     A stride saves nothing here: all places are computed, and those between are thrown away.
@@ -158,16 +169,16 @@ def conv2d_fft(x, w, b=None, *, stride: int = 1, padding: int = 0, dilation: int
 
 
 def conv_transpose2d(
-    y,
-    w,
-    b=None,
+    y: Array,
+    w: Array,
+    b: Array | None = None,
     *,
     stride: int = 1,
     padding: int = 0,
     dilation: int = 1,
     groups: int = 1,
     size: tuple[int, int] | None = None,
-):
+) -> Array:
     """The adjoint of `conv2d`, also called transposed convolution: each value of y paints the kernel, weighted by it.
 
     y        (N, K, H', W')
@@ -180,9 +191,8 @@ def conv_transpose2d(
     """
     (N, K, rows, columns), (_, C, R, S) = y.shape, w.shape
     _check_groups(K, len(w), groups)
-    if size is None:
-        size = tuple((n - 1) * stride + dilation * (m - 1) + 1 - 2 * padding for n, m in ((rows, R), (columns, S)))
-    H, W = size
+    smallest = ((n - 1) * stride + dilation * (m - 1) + 1 - 2 * padding for n, m in ((rows, R), (columns, S)))
+    H, W = size or smallest
     for n, m, places in ((H, R, rows), (W, S, columns)):
         if output_size(n, m, stride=stride, padding=padding, dilation=dilation) != places:
             raise ValueError(f"No convolution with these settings makes maps of {rows} × {columns} from {H} × {W}.")
@@ -197,7 +207,9 @@ def conv_transpose2d(
     return _add_bias(x[:, :, padding : padding + H, padding : padding + W], b)
 
 
-def conv2d_backward(dy, x, w, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1):
+def conv2d_backward(
+    dy: Array, x: Array, w: Array, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
+) -> tuple[Array, Array, Array]:
     """Gradients of `conv2d`: of its input, a transposed convolution; of its kernel, a correlation of x with dy.
 
     dy       (N, K, H', W')
@@ -217,7 +229,7 @@ def _check_groups(maps: int, kernels: int, groups: int) -> None:
         raise ValueError(f"{maps} maps and {kernels} kernels cannot both be divided into {groups} groups.")
 
 
-def _check_kernel(x, w, groups: int) -> None:
+def _check_kernel(x: Array, w: Array, groups: int) -> None:
     _check_groups(x.shape[1], len(w), groups)
     if x.shape[1] != w.shape[1] * groups:
         raise ValueError(
@@ -226,7 +238,7 @@ def _check_kernel(x, w, groups: int) -> None:
         )
 
 
-def _add_bias(y, b):
+def _add_bias(y: Array, b: Array | None) -> Array:
     return y if b is None else y + b[:, None, None]
 
 
@@ -262,7 +274,7 @@ def receptive_field(layers: Iterable[tuple[int, ...]]) -> ReceptiveField:
 # --- pooling, ReLU, dense layer, dropout ---
 
 
-def max_pool2d(x, size: int, *, stride: int | None = None, padding: int = 0):
+def max_pool2d(x: Array, size: int, *, stride: int | None = None, padding: int = 0) -> Array:
     """The largest value of each window, map by map: (N, C, H, W) becomes (N, C, H', W').
 
     stride   from window to window; None takes the size, so that windows lie side by side
@@ -271,7 +283,7 @@ def max_pool2d(x, size: int, *, stride: int | None = None, padding: int = 0):
     return windows(pad(x, padding, -np.inf), (size, size), stride=stride or size).max((4, 5))
 
 
-def max_pool2d_backward(dy, x, size: int, *, stride: int | None = None, padding: int = 0):
+def max_pool2d_backward(dy: Array, x: Array, size: int, *, stride: int | None = None, padding: int = 0) -> Array:
     """The gradient goes to the largest value of each window, to the first of several; returns dx (N, C, H, W)."""
     stride, padded = stride or size, pad(x, padding, -np.inf)
     seen = windows(padded, (size, size), stride=stride)
@@ -282,27 +294,27 @@ def max_pool2d_backward(dy, x, size: int, *, stride: int | None = None, padding:
     return dx[:, :, padding : padding + x.shape[2], padding : padding + x.shape[3]]
 
 
-def relu(z):
+def relu(z: Array) -> Array:
     """What is negative becomes 0 (Nair and Hinton 2010)."""
     return np.maximum(z, 0)
 
 
-def relu_backward(dy, z):
+def relu_backward(dy: Array, z: Array) -> Array:
     """The gradient passes where z is positive. At 0, where there is no slope, PyTorch's choice: 0."""
     return dy * (z > 0)
 
 
-def dense(x, w, b):
+def dense(x: Array, w: Array, b: Array) -> Array:
     """A dense layer: x (N, D), w (K, D), b (K,) become (N, K)."""
     return x @ w.T + b
 
 
-def dense_backward(dy, x, w):
+def dense_backward(dy: Array, x: Array, w: Array) -> tuple[Array, Array, Array]:
     """Gradients of `dense`: dx (N, D), dw (K, D), db (K,)."""
     return dy @ w, dy.T @ x, dy.sum(0)
 
 
-def dropout(x, kept, p: float):
+def dropout(x: Array, kept: npt.NDArray[np.bool_], p: float) -> Array:
     """Drop values with probability p, and scale up those that stay, so that the mean stays (Srivastava et al. 2014).
 
     kept  of x's shape: True where a value stays, which has probability 1 - p
@@ -310,7 +322,7 @@ def dropout(x, kept, p: float):
     return x * kept / (1 - p)
 
 
-def dropout_backward(dy, kept, p: float):
+def dropout_backward(dy: Array, kept: npt.NDArray[np.bool_], p: float) -> Array:
     """What was dropped gets no gradient; the rest gets it scaled as it was."""
     return dy * kept / (1 - p)
 
@@ -318,7 +330,9 @@ def dropout_backward(dy, kept, p: float):
 # --- batch normalisation ---
 
 
-def batch_norm(x, gamma, beta, *, mean=None, var=None, eps: float = 1e-5):
+def batch_norm(
+    x: Array, gamma: Array, beta: Array, *, mean: Array | None = None, var: Array | None = None, eps: float = 1e-5
+) -> Array:
     """Bring each map to mean beta and standard deviation gamma over images and places (Ioffe and Szegedy 2015).
 
     x            (N, C, H, W)
@@ -328,11 +342,12 @@ def batch_norm(x, gamma, beta, *, mean=None, var=None, eps: float = 1e-5):
     """
     if mean is None:
         mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
+    assert var is not None, "Give mean and var both, or neither."
     mean, var, gamma, beta = (values[:, None, None] for values in (mean, var, gamma, beta))
     return gamma * (x - mean) / np.sqrt(var + eps) + beta
 
 
-def batch_norm_backward(dy, x, gamma, *, eps: float = 1e-5):
+def batch_norm_backward(dy: Array, x: Array, gamma: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
     """Gradients of `batch_norm` with the batch's own statistics: dx (N, C, H, W), dgamma (C,), dbeta (C,)."""
     over = (0, 2, 3)
     std = np.sqrt(x.var(over, keepdims=True) + eps)
@@ -344,7 +359,9 @@ def batch_norm_backward(dy, x, gamma, *, eps: float = 1e-5):
     return (dnormal - dnormal.mean(over, keepdims=True) - along) / std, dgamma, dbeta
 
 
-def fold_batch_norm(w, b, gamma, beta, mean, var, *, eps: float = 1e-5):
+def fold_batch_norm(
+    w: Array, b: Array | None, gamma: Array, beta: Array, mean: Array, var: Array, *, eps: float = 1e-5
+) -> tuple[Array, Array]:
     """The kernel and bias of a convolution that does alone what it and the batch normalisation behind it do in use.
 
     w        (K, C, R, S)
@@ -358,7 +375,7 @@ def fold_batch_norm(w, b, gamma, beta, mean, var, *, eps: float = 1e-5):
 # --- softmax and cross-entropy ---
 
 
-def one_hot(labels, classes: int, dtype=np.float64):
+def one_hot(labels: npt.ArrayLike, classes: int, dtype: npt.DTypeLike = np.float64) -> Array:
     """Labels (N,) of integers from 0 to classes - 1 as rows with a single 1: (N, classes).
 
     Raises ValueError for a label outside that range.
@@ -370,28 +387,28 @@ def one_hot(labels, classes: int, dtype=np.float64):
     return np.eye(classes, dtype=dtype)[labels]
 
 
-def smooth(y, epsilon: float):
+def smooth(y: Array, epsilon: float) -> Array:
     """Label smoothing (Szegedy et al. 2016): the share epsilon of each row of y (N, C) is spread over all classes."""
     return (1 - epsilon) * y + epsilon / y.shape[-1]
 
 
-def log_softmax(z):
+def log_softmax(z: Array) -> Array:
     """Logarithms of `softmax`, finite where the probability itself is too small to be written."""
     z = z - z.max(-1, keepdims=True)  # changes nothing but that exp() cannot overflow
     return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 
-def softmax(z):
+def softmax(z: Array) -> Array:
     """Logits (..., C) as probabilities: positive, with the sum 1 over the last axis."""
     return np.exp(log_softmax(z))
 
 
-def cross_entropy(z, y):
+def cross_entropy(z: Array, y: Array) -> np.floating:
     """Mean cross-entropy, in nats, of logits z (N, C) against y (N, C), each row of which sums to 1: one-hot or not."""
     return -(y * log_softmax(z)).sum(-1).mean()
 
 
-def cross_entropy_backward(z, y):
+def cross_entropy_backward(z: Array, y: Array) -> Array:
     """The prediction minus the truth, over the number of images: (N, C)."""
     return (softmax(z) - y) / len(z)
 
@@ -399,7 +416,7 @@ def cross_entropy_backward(z, y):
 # --- checking a gradient ---
 
 
-def numerical_gradient(f: Callable, x, h: float = 1e-6):
+def numerical_gradient(f: Callable[[Array], float | np.floating], x: Array, h: float = 1e-6) -> Array:
     """The gradient of f at x by central differences, with an error of the order of h².
 
     f        from an array of x's shape to a number

@@ -23,10 +23,14 @@ So this is a whole new method, ready for use:
     METHODS["mean-cam"] = mean_cam        # or, without a name: explain(model, images, method=mean_cam)
 """
 
+from collections.abc import Callable
+
 import torch
 from torch.nn.functional import interpolate
 
-__all__ = ["METHODS"]
+__all__ = ["METHODS", "Method"]
+
+Method = Callable[..., torch.Tensor]
 
 
 def weighted_sum(weights, A):
@@ -151,7 +155,7 @@ def guided_grad_cam(A, dA, dx_guided):
     return (dx_guided * where).abs().amax(1)
 
 
-METHODS = {
+METHODS: dict[str, Method] = {
     "cam": cam,
     "grad-cam": grad_cam,
     "grad-cam++": grad_cam_plus_plus,

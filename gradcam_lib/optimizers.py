@@ -1,7 +1,8 @@
 """What turns gradients into steps: the optimisers of a recipe, Muon, and how the step size changes over a run."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import cos, pi
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,14 +19,14 @@ __all__ = ["SCHEDULES", "Muon", "build_optimizers", "set_progress"]
 def one_cycle(t: float) -> float:
     """Up from 1/25 to 1 in the first 30 %, then down to 1/250,000, both along a cosine (Smith and Topin 2018)."""
 
-    def between(start, end, share):
+    def between(start: float, end: float, share: float) -> float:
         return end + (start - end) * (1 + cos(pi * share)) / 2
 
     return between(1 / 25, 1, t / 0.3) if t < 0.3 else between(1, 1 / 250_000, (t - 0.3) / 0.7)
 
 
 # The share of the largest step size, by the share t of the run that lies behind.
-SCHEDULES = {
+SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda t: 1.0,
     "linear": lambda t: 1 - t,
     "cosine": lambda t: (1 + cos(pi * t)) / 2,
@@ -59,11 +60,11 @@ class Muon(torch.optim.Optimizer):
     momentum  share of the old momentum that is kept; the step looks ahead along it (Nesterov)
     """
 
-    def __init__(self, params, lr: float = 0.24, momentum: float = 0.6):
+    def __init__(self, params: Iterable[nn.Parameter], lr: float = 0.24, momentum: float = 0.6):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:  # type: ignore[override]  # without a closure, which would compute the loss again
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -130,7 +131,7 @@ def _muon_and_sgd(recipe: Recipe, trained: dict[str, nn.Parameter]) -> list[torc
     filters = [p for p in trained.values() if p.ndim == 4]
     n, decay = recipe.batch_size, 2e-6
     biases, head = 0.053 * n, 0.67 * n
-    rest = [
+    rest: list[dict[str, Any]] = [
         # The whitening's bias is trained in the first three of eight epochs alone.
         {"params": [p for name, p in trained.items() if "whiten" in name], "lr": biases, "until": 3 / 8},
         {"params": [p for name, p in trained.items() if "norm" in name], "lr": biases},

@@ -1,12 +1,21 @@
 """Every figure of the book, one function each. Each returns a matplotlib figure, which a notebook shows."""
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
+from typing import Any, ParamSpec
 
 import matplotlib.pyplot as plt
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 import seaborn
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
-from .images import overlay, to_uint8
+from .images import Array, overlay, to_uint8
+from .maths import ReceptiveField
 
 __all__ = [
     "channel_histograms",
@@ -42,10 +51,14 @@ __all__ = [
     "value_histograms",
 ]
 
+Given = ParamSpec("Given")
+Numbers = Sequence[float] | np.ndarray | pd.Series
+Interval = tuple[float, float, float]  # a value, and its lower and upper end
+
 BLUE, ORANGE, GREY = "#3266a8", "#d9772b", "#8a8f98"
 CHANNELS = {"red": "#c8453c", "green": "#3f9a55", "blue": "#3266a8"}
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.dpi": 110,
     "figure.facecolor": "white",  # figures keep a white card of their own, on light and dark pages alike
     "savefig.facecolor": "white",
@@ -59,11 +72,11 @@ STYLE = {
 }
 
 
-def figure_in_style(draw):
+def figure_in_style(draw: Callable[Given, Figure]) -> Callable[Given, Figure]:
     """Draw in the book's style, restore the reader's, and hand the figure over to the caller alone."""
 
     @wraps(draw)
-    def drawn(*args, **options):
+    def drawn(*args: Given.args, **options: Given.kwargs) -> Figure:
         # Not plt.rc_context: it undoes all settings, and with them those that a notebook makes when its first figure is
         # drawn; no later figure would be shown.
         before = {name: plt.rcParams[name] for name in STYLE}
@@ -79,7 +92,14 @@ def figure_in_style(draw):
 
 
 @figure_in_style
-def image_grid(images, titles=None, *, columns=10, size=1.0, row_labels=None):
+def image_grid(
+    images: Sequence[Array] | Array,
+    titles: Sequence[str] | None = None,
+    *,
+    columns: int = 10,
+    size: float = 1.0,
+    row_labels: Sequence[str] | None = None,
+) -> Figure:
     """Pictures in rows and columns.
 
     images      (N, H, W, 3) uint8, or a sequence of float tensors (3, H, W) in [0, 1]
@@ -105,7 +125,7 @@ def image_grid(images, titles=None, *, columns=10, size=1.0, row_labels=None):
 
 
 @figure_in_style
-def channel_histograms(images, means, stds):
+def channel_histograms(images: np.ndarray, means: Numbers, stds: Numbers) -> Figure:
     """The distribution of pixel values in each channel, with its mean and one standard deviation either side.
 
     images       (N, H, W, 3) uint8
@@ -125,7 +145,12 @@ def channel_histograms(images, means, stds):
 
 
 @figure_in_style
-def training_curves(histories, *, references=None, kept=None):
+def training_curves(
+    histories: Mapping[str, pd.DataFrame],
+    *,
+    references: Mapping[str, float] | None = None,
+    kept: Mapping[str, int] | None = None,
+) -> Figure:
     """Loss and accuracy by epoch, training and validation, a line style for each run.
 
     histories   {name: table with the columns of `training.Run.history`}
@@ -165,7 +190,7 @@ def training_curves(histories, *, references=None, kept=None):
 
 
 @figure_in_style
-def feature_maps(maps, weights, *, columns=8):
+def feature_maps(maps: Array, weights: Array, *, columns: int = 8) -> Figure:
     """Feature maps with the weight that each gets, red where it counts for the class and blue where against.
 
     maps     (K, h, w)
@@ -184,7 +209,9 @@ def feature_maps(maps, weights, *, columns=8):
 
 
 @figure_in_style
-def heatmap_grid(images, heatmaps, titles, *, columns=5, size=1.5):
+def heatmap_grid(
+    images: Array, heatmaps: Array, titles: Sequence[str], *, columns: int = 5, size: float = 1.5
+) -> Figure:
     """Each picture above its heat map laid over it, with one colour scale for all.
 
     images    (N, 3, H, W) float tensor in [0, 1]
@@ -199,7 +226,7 @@ def heatmap_grid(images, heatmaps, titles, *, columns=5, size=1.5):
         squeeze=False,
         layout="constrained",
     )
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     for axis in axes.flat:
         axis.axis("off")
     for k, (image, heat) in enumerate(zip(images, heatmaps, strict=True)):
@@ -207,7 +234,7 @@ def heatmap_grid(images, heatmaps, titles, *, columns=5, size=1.5):
         above.imshow(to_uint8(image), interpolation="nearest")
         above.set_title(titles[k], fontsize=8, pad=3)
         below.imshow(overlay(image, heat), interpolation="nearest")
-    scale = plt.cm.ScalarMappable(cmap="inferno", norm=plt.Normalize(0, 1))
+    scale = plt.cm.ScalarMappable(cmap="inferno", norm=Normalize(0, 1))
     bar = figure.colorbar(scale, ax=axes, shrink=0.6, aspect=30, pad=0.02)
     bar.set_label("share of the map's\nlargest value", fontsize=8)
     bar.outline.set_visible(False)
@@ -215,7 +242,7 @@ def heatmap_grid(images, heatmaps, titles, *, columns=5, size=1.5):
 
 
 @figure_in_style
-def matrix(values, labels):
+def matrix(values: npt.ArrayLike, labels: Sequence[str]) -> Figure:
     """A square table of numbers in [-1, 1], each in its cell on a shade of it.
 
     values  (n, n)
@@ -233,7 +260,13 @@ def matrix(values, labels):
 
 
 @figure_in_style
-def number_grids(grids, titles, *, marked=None, signs=()):
+def number_grids(
+    grids: Sequence[np.ndarray],
+    titles: Sequence[str],
+    *,
+    marked: Sequence[np.ndarray | None] | None = None,
+    signs: Sequence[str] = (),
+) -> Figure:
     """Small arrays side by side, each number in its cell on a shade of it.
 
     grids   2-D arrays
@@ -253,8 +286,9 @@ def number_grids(grids, titles, *, marked=None, signs=()):
         )  # fmt: skip
         axis.set(xticks=(), yticks=())
         axis.set_title(titles[k], fontsize=10, pad=5)
-        for i, j in np.argwhere(np.zeros((1, 1)) if marked is None or marked[k] is None else marked[k]):
-            outline = plt.Rectangle((j, i), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2, zorder=3, clip_on=False)
+        cells = None if marked is None else marked[k]
+        for i, j in np.argwhere(np.zeros((1, 1)) if cells is None else cells):
+            outline = Rectangle((j, i), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2, zorder=3, clip_on=False)
             axis.add_patch(outline)
     figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.3 / size[1], wspace=0.6 / (0.38 * columns.mean()))
     for sign, before, after in zip(signs, axes[0], axes[0][1:], strict=False):
@@ -264,7 +298,15 @@ def number_grids(grids, titles, *, marked=None, signs=()):
 
 
 @figure_in_style
-def map_grid(maps, titles, *, columns=4, size=1.7, unit=None, largest=None):
+def map_grid(
+    maps: Sequence[np.ndarray],
+    titles: Sequence[str],
+    *,
+    columns: int = 4,
+    size: float = 1.7,
+    unit: str | None = None,
+    largest: float | None = None,
+) -> Figure:
     """Feature maps, or other arrays of numbers, all on one scale: white is 0, blue is negative, red is positive.
 
     maps     2-D arrays
@@ -287,13 +329,13 @@ def map_grid(maps, titles, *, columns=4, size=1.7, unit=None, largest=None):
     bar = figure.colorbar(
         shown, ax=axes, shrink=0.8, aspect=25, pad=0.02, extend="neither" if largest is None else "both"
     )
-    bar.set_label(unit, fontsize=9)
+    bar.set_label(unit or "", fontsize=9)
     bar.outline.set_visible(False)
     return figure
 
 
 @figure_in_style
-def kernel_places(settings, *, size=5, columns=2):
+def kernel_places(settings: Mapping[str, Mapping[str, int]], *, size: int = 5, columns: int = 2) -> Figure:
     """Where a 3 × 3 kernel stands: its first place in orange, the second in blue, a dot in the middle of each.
 
     settings  for each panel its title and the stride, padding and dilation, as a dictionary
@@ -307,12 +349,12 @@ def kernel_places(settings, *, size=5, columns=2):
         for i, j in np.ndindex(size + 2 * padding, size + 2 * padding):
             inside = padding <= min(i, j) and max(i, j) < size + padding
             face, edge = ("#e4e7ec", "white") if inside else ("white", "#c9ced6")
-            axis.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=face, edgecolor=edge))
+            axis.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=face, edgecolor=edge))
         places = range(0, size + 2 * padding - 2 * dilation, stride)
         axis.plot(*np.array([(j + dilation, i + dilation) for i in places for j in places]).T, ".", color=GREY)
         for u, v in np.ndindex(3, 3):
             corner = v * dilation - 0.42, u * dilation - 0.42
-            axis.add_patch(plt.Rectangle(corner, 0.84, 0.84, color=ORANGE, alpha=0.55, linewidth=0))
+            axis.add_patch(Rectangle(corner, 0.84, 0.84, color=ORANGE, alpha=0.55, linewidth=0))
             axis.plot(
                 stride + v * dilation, u * dilation, "o", color=BLUE, fillstyle="none", markersize=11, markeredgewidth=2
             )
@@ -324,7 +366,7 @@ def kernel_places(settings, *, size=5, columns=2):
 
 
 @figure_in_style
-def receptive_fields(image, fields, sizes):
+def receptive_fields(image: np.ndarray, fields: Mapping[str, ReceptiveField], sizes: Mapping[str, int]) -> Figure:
     """The receptive field of each layer's middle unit, as a square on the picture.
 
     image   (H, W, 3) uint8, or a map (H, W)
@@ -336,7 +378,7 @@ def receptive_fields(image, fields, sizes):
     colours = plt.get_cmap("plasma")(np.linspace(0, 1, len(fields) + 1)[1:])
     for (name, field), colour in zip(fields.items(), colours, strict=True):
         corner = field.first + (sizes[name] // 2) * field.jump - 0.5
-        square = plt.Rectangle((corner, corner), field.size, field.size, fill=False, edgecolor=colour, linewidth=2.5)
+        square = Rectangle((corner, corner), field.size, field.size, fill=False, edgecolor=colour, linewidth=2.5)
         axis.add_patch(square).set_label(f"{name}: {field.size} pixels")
     least = min(-0.5, corner - 0.5)
     most = max(len(image) - 0.5, corner + field.size + 0.5)
@@ -348,7 +390,17 @@ def receptive_fields(image, fields, sizes):
 
 
 @figure_in_style
-def curves(x, lines, xlabel, ylabel, *, log="", points=False, levels=None, bands=None):
+def curves(
+    x: Numbers,
+    lines: Mapping[str, Numbers],
+    xlabel: str,
+    ylabel: str,
+    *,
+    log: str = "",
+    points: bool = False,
+    levels: Mapping[str, float] | None = None,
+    bands: Mapping[str, tuple[float, float]] | None = None,
+) -> Figure:
     """One line for each name.
 
     x       (n,), for all lines
@@ -383,7 +435,7 @@ def curves(x, lines, xlabel, ylabel, *, log="", points=False, levels=None, bands
 
 
 @figure_in_style
-def distributions(panels, xlabel, *, bins=60):
+def distributions(panels: Mapping[str, np.ndarray], xlabel: str, *, bins: int = 60) -> Figure:
     """How values are distributed, a panel for each title and in it a line for each row.
 
     panels  {title: (rows, n)}
@@ -402,7 +454,7 @@ def distributions(panels, xlabel, *, bins=60):
 
 
 @figure_in_style
-def class_bars(panels, classes):
+def class_bars(panels: Mapping[str, Numbers], classes: Sequence[str]) -> Figure:
     """A number for each class, as bars, in panels side by side.
 
     panels   {title: (C,)}
@@ -426,13 +478,13 @@ def class_bars(panels, classes):
 
 
 @figure_in_style
-def class_sizes(sizes):
+def class_sizes(sizes: Mapping[str, int] | pd.Series) -> Figure:
     """How many pictures each class has, the largest first, with the mean and the median.
 
     sizes  {class: pictures}, as a dictionary or a pandas series
     """
-    names, n = zip(*sorted(dict(sizes).items(), key=lambda item: -item[1]), strict=True)
-    n = np.array(n)
+    names, pictures = zip(*sorted(dict(sizes).items(), key=lambda item: -item[1]), strict=True)
+    n = np.array(pictures)
     figure, axis = plt.subplots(figsize=(5.0, 3.2))
     axis.bar(np.arange(len(n)), n, width=1.0, color=BLUE, linewidth=0)
     for name, value, style in (("mean", n.mean(), "-"), ("median", np.median(n), "--")):
@@ -450,7 +502,7 @@ def class_sizes(sizes):
 
 
 @figure_in_style
-def picture_sizes(widths, heights, pictures):
+def picture_sizes(widths: Numbers, heights: Numbers, pictures: Numbers) -> Figure:
     """Width against height of many pictures, in hexagons coloured by how many there are, on a logarithmic scale.
 
     widths, heights  (n,) pixels
@@ -475,7 +527,7 @@ def picture_sizes(widths, heights, pictures):
 
 
 @figure_in_style
-def value_histograms(panels):
+def value_histograms(panels: Mapping[str, np.ndarray]) -> Figure:
     """The distribution of the values of one picture in each channel, a panel for each way of preparing it.
 
     panels  {title: (H, W, 3)}, red first
@@ -498,7 +550,7 @@ def value_histograms(panels):
 
 
 @figure_in_style
-def intervals(rows, xlabel):
+def intervals(rows: Mapping[str, Interval], xlabel: str) -> Figure:
     """A point with its interval for each row.
 
     rows    {name: (value, lower end, upper end)}, all in [0, 1], shown in %
@@ -517,7 +569,7 @@ def intervals(rows, xlabel):
 
 
 @figure_in_style
-def share_histogram(edges, pictures, xlabel):
+def share_histogram(edges: Numbers, pictures: Numbers, xlabel: str) -> Figure:
     """How many pictures have which share, on a logarithmic scale, with the number above each bar.
 
     edges     (n + 1,) of the bins, in [0, 1]
@@ -536,7 +588,7 @@ def share_histogram(edges, pictures, xlabel):
 
 
 @figure_in_style
-def layer_costs(table):
+def layer_costs(table: pd.DataFrame) -> Figure:
     """Parameters, multiply-adds and activation memory of each layer with weights, with what follows up to the next.
 
     table  that of `summarise`
@@ -564,7 +616,7 @@ def layer_costs(table):
 
 
 @figure_in_style
-def network_sizes(table):
+def network_sizes(table: pd.DataFrame) -> Figure:
     """Networks by parameters and multiply-adds, both on logarithmic axes; a name goes below where there is one above.
 
     table  a row a network, named by its index: parameters, multiply_adds
@@ -576,7 +628,7 @@ def network_sizes(table):
         near = table[(table["parameters"] / row["parameters"]).between(0.4, 2.5)]
         crowded = (near["multiply_adds"] / row["multiply_adds"]).between(1, 2, inclusive="neither").any()
         axis.annotate(
-            name, place, xytext=(-6, -10 if crowded else 4), textcoords="offset points", ha="right", fontsize=9
+            str(name), place, xytext=(-6, -10 if crowded else 4), textcoords="offset points", ha="right", fontsize=9
         )
     axis.set(xscale="log", yscale="log", xlabel="parameters (millions)", ylabel="multiply-adds (billions)")
     axis.set_xlim(table["parameters"].min() / 1e7, None)  # room for the leftmost name
@@ -585,7 +637,9 @@ def network_sizes(table):
 
 
 @figure_in_style
-def gradient_norms(norms, titles=("without batch norm", "with batch norm")):
+def gradient_norms(
+    norms: Mapping[tuple[bool, bool], np.ndarray], titles: Sequence[str] = ("without batch norm", "with batch norm")
+) -> Figure:
     """The norm of the gradient at each block of deep networks, plain and residual: mean over seeds, on a log axis.
 
     norms  {(batch norm, skip): (seeds, blocks)}
@@ -609,7 +663,7 @@ def gradient_norms(norms, titles=("without batch norm", "with batch norm")):
 
 
 @figure_in_style
-def curve_panels(x, panels, xlabel):
+def curve_panels(x: Numbers, panels: Mapping[str, Mapping[str, Numbers]], xlabel: str) -> Figure:
     """Panels above each other over one x axis, and in each a line for each name, of the same colour in all of them.
 
     x       (n,), for all lines
@@ -632,7 +686,7 @@ def curve_panels(x, panels, xlabel):
 
 
 @figure_in_style
-def descent_paths(curvatures, paths):
+def descent_paths(curvatures: tuple[float, float], paths: Mapping[str, np.ndarray]) -> Figure:
     """The paths of optimisers through a valley L(w) = (a w1² + b w2²) / 2, a panel for each.
 
     curvatures  (a, b)
@@ -660,7 +714,7 @@ def descent_paths(curvatures, paths):
 
 
 @figure_in_style
-def recorded_accuracies(histories):
+def recorded_accuracies(histories: Mapping[str, pd.DataFrame]) -> Figure:
     """Accuracy by epoch on training and, where it was measured, validation pictures, a panel for each run.
 
     histories  {name: table with columns epoch, train_accuracy and perhaps validation_accuracy, in [0, 1]}
@@ -678,14 +732,14 @@ def recorded_accuracies(histories):
         axis.locator_params(axis="x", integer=True, nbins=5)
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy (%)")
-    looks = [plt.Line2D([], [], color=colour, linewidth=1.8) for colour in (BLUE, ORANGE)]
+    looks = [Line2D([], [], color=colour, linewidth=1.8) for colour in (BLUE, ORANGE)]
     figure.legend(looks, ["training, running", "validation"], loc="upper center", ncols=2, fontsize=9)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / (1.9 * rows + 0.5)))
     return figure
 
 
 @figure_in_style
-def dot_rows(rows, xlabel, *, numbers=False):
+def dot_rows(rows: Mapping[str, Mapping[str, Numbers]], xlabel: str, *, numbers: bool = False) -> Figure:
     """Repeated measurements: a faint dot for each, a bar at their mean; one alone is a full dot. A colour a series.
 
     rows     {name: {series: (n,)}}, all in [0, 1], shown in %
@@ -722,7 +776,7 @@ def dot_rows(rows, xlabel, *, numbers=False):
 
 
 @figure_in_style
-def interval_panels(panels):
+def interval_panels(panels: Mapping[str, Mapping[str, Interval]]) -> Figure:
     """A point with its interval for each row, in panels above each other, each with an axis of its own.
 
     panels  {xlabel: {name: (value, lower end, upper end)}}, as they are shown
@@ -744,7 +798,7 @@ def interval_panels(panels):
 
 
 @figure_in_style
-def confusion(rates, classes):
+def confusion(rates: npt.ArrayLike, classes: Sequence[str]) -> Figure:
     """What each class is taken for, in % of its pictures. Shades are for errors alone; the diagonal is left grey.
 
     rates    (C, C) in [0, 1], true classes in rows, for some ten classes
@@ -771,7 +825,7 @@ def confusion(rates, classes):
 
 
 @figure_in_style
-def confusion_map(rates, classes, pairs):
+def confusion_map(rates: npt.ArrayLike, classes: Sequence[str], pairs: Iterable[tuple[str, str]]) -> Figure:
     """What each of many classes is taken for: the errors as dots, shaded by their rate, and the worst pairs by name.
 
     rates    (C, C) in [0, 1], true classes in rows
@@ -792,7 +846,7 @@ def confusion_map(rates, classes, pairs):
     ends = sorted((min(place[a], place[b]), max(place[a], place[b])) for a, b in pairs)
     # Texts at even heights where they would meet: each at least a line below the one before it, none below the end.
     line = C / 16
-    heights = []
+    heights: list[float] = []
     for row, _ in ends:
         heights.append(max(row, heights[-1] + line) if heights else row)
     for k in range(len(heights) - 1, -1, -1):
@@ -817,7 +871,7 @@ def confusion_map(rates, classes, pairs):
 
 
 @figure_in_style
-def reliability_diagrams(panels, *, least=10):
+def reliability_diagrams(panels: Mapping[str, pd.DataFrame], *, least: int = 10) -> Figure:
     """The accuracy in each bin of confidence as a bar, and how far it is from the mean confidence; two panels a row.
 
     panels  {title: table of `evaluation.reliability`}
@@ -839,7 +893,7 @@ def reliability_diagrams(panels, *, least=10):
         axis.set_xlabel("confidence")
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy")
-    looks = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (BLUE, ORANGE, pale)]
+    looks = [Rectangle((0, 0), 1, 1, color=colour) for colour in (BLUE, ORANGE, pale)]
     names = ["accuracy", "confidence above accuracy", "accuracy above confidence"]
     figure.legend(looks, names, loc="upper center", fontsize=9)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.65 / figure.get_figheight()))
@@ -847,7 +901,7 @@ def reliability_diagrams(panels, *, least=10):
 
 
 @figure_in_style
-def confidence_histograms(panels, *, bins=20):
+def confidence_histograms(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], *, bins: int = 20) -> Figure:
     """How many pictures have which confidence, right and wrong ones apart, on a logarithmic scale.
 
     panels  {title: ((N,) confidence in [0, 1], (N,) bool, whether it is right)}
@@ -861,7 +915,7 @@ def confidence_histograms(panels, *, bins=20):
             axis.stairs(np.maximum(counts, 0.5), edges, baseline=0.5, fill=True, color=colour, alpha=0.15)
         axis.set_title(title, fontsize=10, loc="left")
         axis.set(yscale="log", ylim=(0.5, None), xlim=(0, 1), ylabel="pictures")
-    looks = [plt.Line2D([], [], color=colour, linewidth=1.8) for colour in (BLUE, ORANGE)]
+    looks = [Line2D([], [], color=colour, linewidth=1.8) for colour in (BLUE, ORANGE)]
     figure.legend(looks, ["right", "wrong"], loc="upper right", ncols=2, fontsize=9)
     axis.set_xlabel("confidence")
     figure.tight_layout()
@@ -869,7 +923,7 @@ def confidence_histograms(panels, *, bins=20):
 
 
 @figure_in_style
-def size_scatter(panels, ylabel):
+def size_scatter(panels: Mapping[str, tuple[Numbers, Numbers]], ylabel: str) -> Figure:
     """The accuracy of each class against its size, a panel for each title, with the mean in each fifth of the classes.
 
     panels  {title: ((C,) pictures, (C,) accuracy in [0, 1])}

@@ -1,6 +1,7 @@
 """The recipes: everything that decides a training run, as plain data, each constant with its reason or its unit."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 __all__ = ["RECIPES", "REPORTED", "Recipe"]
 
@@ -202,7 +203,7 @@ CALTECH256_TRANSFER = Recipe(
 
 # The same on Caltech-101, with the 30 training images a class of its literature, or all that there are: our training
 # part is 70 % of each class, and 21 of the 101 have fewer. 2,941 images in all.
-CALTECH101 = {"dataset": "caltech101", "per_class": 30}
+CALTECH101: dict[str, Any] = {"dataset": "caltech101", "per_class": 30}
 CALTECH101_REPORT = replace(CALTECH256_REPORT, name="caltech101-report", **CALTECH101)
 CALTECH101_MODERN = replace(CALTECH256_MODERN, name="caltech101-modern", batch_size=64, lr=0.05, **CALTECH101)
 CALTECH101_TRANSFER = replace(

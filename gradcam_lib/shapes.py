@@ -8,20 +8,30 @@ filled where the width is 0, else a line that wide. The tone says which of the o
 is a function from a random generator to a canvas (S, S, 3), float32 RGB in 0..255.
 """
 
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from math import cos, pi, sin  # these give Python floats, which keep float32 arrays float32; NumPy's need not
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
+from numpy.random import Generator
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsLenAndGetItem
+
+Item = TypeVar("Item")
+Point = tuple[float, float]
+Part = tuple[int, Sequence[Point] | np.ndarray, float]
+PosedPart = tuple[int, np.ndarray, float]
 
 SUPERSAMPLE = 4            # canvas pixels along the side of an image pixel: an edge has 17 levels of coverage
 AREA = (0.10, 0.42)        # the share of the picture that an object is to cover; one that would not fit covers less
 CLEAR, BODY, SHADE, TINT, ACCENT, INK, PALE, MARKS = range(8)      # the tones; CLEAR cuts a hole
 
 
-def rgb(colours):
+def rgb(colours: str) -> np.ndarray:
     """Hexadecimal colours as (n, 3) float32."""
     return np.array([list(bytes.fromhex(colour)) for colour in colours.split()], np.float32)
 
@@ -32,23 +42,23 @@ PALETTE = rgb("""c8453b f2d6a2 e07b39 3c5a78 e9b44c 7b3f3f 8fae4b f4ead0 3f7d58 
                  8c5a3c e9d8a6 54423a d9a441 2f3e46 e0a458 6f8f9b 2d3142""").reshape(-1, 2, 3)
 
 
-def pick(rng, options):
-    return options[rng.integers(len(options))]
+def pick(rng: Generator, options: "SupportsLenAndGetItem[Item]") -> Item:
+    return options[int(rng.integers(len(options)))]
 
 
 # ---- points -----------------------------------------------------------------------------------------------------
 
-def box(x0, y0, x1, y1):
+def box(x0: float, y0: float, x1: float, y1: float) -> list[Point]:
     return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
 
 
 @lru_cache(maxsize=128)
-def unit_arc(start, stop):
+def unit_arc(start: float, stop: float) -> np.ndarray:
     a = np.radians(np.linspace(start, stop, 24))
     return np.stack([np.cos(a), np.sin(a)], 1)
 
 
-def arc(x, y, rx, ry, start=0, stop=360):
+def arc(x: float, y: float, rx: float, ry: float, start: float = 0, stop: float = 360) -> np.ndarray:
     """24 points on an ellipse, from one angle in degrees to another; 0 is right and 90 is down."""
     return unit_arc(start, stop) * (rx, ry) + (x, y)
 
@@ -57,19 +67,19 @@ T = np.arange(6)[:, None] / 6
 CATMULL_ROM = np.hstack([-T + 2 * T**2 - T**3, 2 - 5 * T**2 + 3 * T**3, T + 4 * T**2 - 3 * T**3, T**3 - T**2]) / 2
 
 
-def smooth(points):
+def smooth(points: Sequence[Point] | np.ndarray) -> np.ndarray:
     """The closed Catmull-Rom spline through n points, in six steps from each to the next: (6 n, 2)."""
     neighbours = (np.arange(len(points))[:, None] + (-1, 0, 1, 2)) % len(points)
     return (CATMULL_ROM @ np.array(points)[neighbours]).reshape(-1, 2)
 
 
-def squeezed(parts, factor):
+def squeezed(parts: Iterable[Part], factor: float) -> list[Part]:
     return [(tone, np.asarray(points) * (factor, 1), width) for tone, points, width in parts]
 
 
 # ---- objects ----------------------------------------------------------------------------------------------------
 
-def butterfly(rng):
+def butterfly(rng: Generator) -> Sequence[Part]:
     high, low, tip = rng.uniform((0.7, 0.6, 0.2), (1.0, 0.95, 0.5))
     upper = smooth([(0.04, -0.05), (0.3, -0.75 * high), (0.85, -high), (1.0, -tip), (0.7, 0.02), (0.1, 0.1)])
     lower = smooth([(0.04, 0.05), (0.6, 0.05), (0.8, 0.4), (0.5, low), (0.15, 0.55)])
@@ -80,7 +90,7 @@ def butterfly(rng):
             (INK, [(0, -0.32), (0, 0.5)], 0.15)]
 
 
-def car(rng):
+def car(rng: Generator) -> Sequence[Part]:
     roof, front, back, bonnet, wheel = rng.uniform((-0.8, 0.2, -0.95, -0.2, 0.2), (-0.58, 0.4, -0.4, -0.1, 0.27))
     cabin = np.array([(back - 0.12, -0.12), (back + 0.02, roof), (front, roof), (front + 0.3, -0.12)])
     glass = (cabin - cabin.mean(0)) * (0.8, 0.68) + cabin.mean(0)
@@ -94,10 +104,11 @@ def car(rng):
     return parts
 
 
-def fish(rng):
+def fish(rng: Generator) -> Sequence[Part]:
     h, tail, fin = rng.uniform((0.36, 0.35, 0.12), (0.62, 0.6, 0.3))
     body = smooth([(-1, 0.03), (-0.6, -0.75 * h), (-0.1, -h), (0.4, -0.6 * h), (0.72, -0.1), (0.72, 0.1),
                    (0.4, 0.6 * h), (-0.1, h), (-0.6, 0.75 * h)])
+    parts: list[Part]
     parts = [(ACCENT, smooth([(0.6, 0), (0.95, -tail), (1.2, -tail), (1.02, 0), (1.2, tail), (0.95, tail)]), 0),
              (ACCENT, [(-0.4, -0.7 * h), (0.1, -h - fin), (0.45, -h - fin / 3), (0.5, -0.4 * h)], 0),
              (ACCENT, [(-0.1, 0.8 * h), (0.3, h + fin), (0.35, 0.6 * h)], 0), (BODY, body, 0)]
@@ -107,7 +118,7 @@ def fish(rng):
             (PALE, arc(-0.68, -0.15, 0.13, 0.13), 0), (INK, arc(-0.7, -0.15, 0.07, 0.07), 0)]
 
 
-def house(rng):
+def house(rng: Generator) -> Sequence[Part]:
     w, eaves, apex, ridge, door = rng.uniform((0.55, -0.2, -1.0, 0, -0.25), (0.8, 0.05, -0.75, 0.3, 0.25))
     stack = w * pick(rng, (-0.62, 0.55))
     parts = [(SHADE, box(stack - 0.11, apex, stack + 0.11, eaves), 0), (BODY, box(-w, eaves, w, 0.75), 0),
@@ -120,7 +131,7 @@ def house(rng):
     return parts
 
 
-def key(rng):
+def key(rng: Generator) -> Sequence[Part]:
     r, thick, bit, end = rng.uniform((0.3, 0.2, 0.25, 0.4), (0.42, 0.26, 0.42, 0.62))
     bow = [*box(-r, -r, r, r), (-r, -r)] if rng.random() < 0.4 else arc(0, 0, r, r * rng.uniform(0.85, 1.25))
     parts = [(BODY, [(-0.65 + r, 0), (1.0, 0)], thick), (BODY, np.add(bow, (-0.65, 0)), 1.05 * thick),
@@ -130,7 +141,7 @@ def key(rng):
     return parts
 
 
-def mug(rng):
+def mug(rng: Generator) -> Sequence[Part]:
     w, foot, h, reach, thick = rng.uniform((0.45, 0.7, 0.55, 0.26, 0.14), (0.66, 1.08, 0.8, 0.4, 0.2))
     parts = [(BODY, arc(0.93 * w, 0, reach, 0.58 * h, -95, 95), thick),
              (BODY, np.vstack([[(-w, -h), (w, -h)], arc(0, h, foot * w, 0.14, 0, 180)]), 0)]
@@ -140,7 +151,7 @@ def mug(rng):
     return [*parts, (TINT, arc(0, -h, w, 0.17), 0), (INK, arc(0, 0.02 - h, 0.84 * w, 0.11), 0)]
 
 
-def mushroom(rng):
+def mushroom(rng: Generator) -> Sequence[Part]:
     w, h, brim, stem, foot = rng.uniform((0.7, 0.6, 0.1, 0.18, 1.0), (1.0, 1.05, 0.24, 0.28, 1.6))
     stalk = smooth([(-stem, -0.1), (stem, -0.1), (0.9 * stem, 0.4), (foot * stem, 0.85), (0, 0.95),
                     (-foot * stem, 0.85), (-0.9 * stem, 0.4)])
@@ -152,7 +163,7 @@ def mushroom(rng):
     return parts
 
 
-def sailboat(rng):
+def sailboat(rng: Generator) -> Sequence[Part]:
     boom, main, jib, mast, leech = rng.uniform((0.15, 0.6, 0.4, -1.1, 0.5), (0.3, 0.9, 0.75, -0.85, 0.75))
     sail = [(0.06, mast), (0.06 + leech * main, mast + 0.55), (0.06 + main, boom), (0.06, boom)]
     hull = smooth([(-0.9, 0.38), (0, 0.46), (0.95, 0.36), (0.7, 0.75), (0.3, 0.85), (-0.55, 0.82)])
@@ -161,11 +172,12 @@ def sailboat(rng):
             (ACCENT, hull, 0), (SHADE, [(-0.72, 0.62), (0.75, 0.6)], 0.07)]
 
 
-def teapot(rng):
+def teapot(rng: Generator) -> Sequence[Part]:
     w, h, lip, lid = rng.uniform((0.52, 0.5, -0.45, 0.5), (0.66, 0.62, -0.2, 0.7))
     spout = smooth([(-0.7 * w, 0.35), (-w - 0.12, 0.1), (-w - 0.5, lip), (-w - 0.28, lip - 0.04), (-w, -0.15),
                     (-0.5 * w, -0.15)])
     top = 0.15 - 0.82 * h
+    parts: list[Part]
     parts = [(BODY, arc(0.9 * w, 0.1, 0.42, 0.68 * h, -110, 100), 0.15), (BODY, spout, 0),
              (SHADE, box(-0.55 * w, h, 0.55 * w, h + 0.2), 0), (BODY, arc(0, 0.15, w, h), 0),
              (ACCENT, arc(0, top, lid * w, 0.2, 180, 360), 0), (ACCENT, arc(0, top - 0.24, 0.1, 0.1), 0),
@@ -173,7 +185,7 @@ def teapot(rng):
     return [*parts, (TINT, arc(0, 0.05, 0.9 * w, 0.3, 20, 160), 0.09)] if rng.random() < 0.5 else parts
 
 
-def umbrella(rng):
+def umbrella(rng: Generator) -> Sequence[Part]:
     h, scallop, hook = rng.uniform((0.6, 0.1, 0.14), (0.9, 0.17, 0.22))
     ribs = np.linspace(-1, 1, rng.integers(5, 7))
     parts = [(BODY, arc(0, 0, 1, h, 180, 360), 0)]
@@ -191,7 +203,7 @@ OBJECTS = {butterfly: 60, car: 14, fish: 35, house: 9, key: 180, mug: 20, mushro
 CLASSES = tuple(draw.__name__ for draw in OBJECTS)
 
 
-def pose(parts, tilt, rng):
+def pose(parts: Sequence[Part], tilt: float, rng: Generator) -> tuple[list[PosedPart], np.ndarray]:
     """Tilt, shear, mirror and foreshorten an object, then fit it into the square from -1 to 1.
 
     returns the moved parts, and the half width and half height (2,) of their bounding box, the greater being 1
@@ -206,11 +218,11 @@ def pose(parts, tilt, rng):
     margin = np.repeat(widths, lengths)[:, None] / 2
     low, high = (p - margin).min(0), (p + margin).max(0)
     half = (high - low).max() / 2
-    p = np.split((p - (low + high) / 2) / half, np.cumsum(lengths)[:-1])
-    return list(zip(tones, p, np.array(widths) / half, strict=True)), (high - low) / 2 / half
+    moved = np.split((p - (low + high) / 2) / half, np.cumsum(lengths)[:-1])
+    return list(zip(tones, moved, np.array(widths) / half, strict=True)), (high - low) / 2 / half
 
 
-def fill(canvas, points, width, colour):
+def fill(canvas: np.ndarray, points: np.ndarray, width: float, colour: float | Sequence[float]) -> None:
     """Draw one part, in canvas pixels."""
     xy = np.rint(points * 16).astype(np.int32)                        # OpenCV's fixed point: 4 fractional bits
     if width:
@@ -219,7 +231,7 @@ def fill(canvas, points, width, colour):
         cv2.fillPoly(canvas, [xy], colour, shift=4)
 
 
-def paint(parts, S):
+def paint(parts: Iterable[PosedPart], S: int) -> np.ndarray:
     """The tone of each pixel (S, S), uint8, of posed parts that fill the canvas."""
     tones = np.zeros((S, S), np.uint8)
     for tone, points, width in parts:
@@ -230,54 +242,55 @@ def paint(parts, S):
 # ---- scenes -----------------------------------------------------------------------------------------------------
 
 @lru_cache(maxsize=4)
-def plane(S):
+def plane(S: int) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates x and y (S, S), float32 from 0 to 1."""
     at = (np.arange(S, dtype=np.float32) + 0.5) / S
     return np.meshgrid(at, at)
 
 
-def noise(rng, S, rows, cols, octaves=3):
+def noise(rng: Generator, S: int, rows: int, cols: int, octaves: int = 3) -> np.ndarray:
     """Value noise (S, S), float32 spread over 0..1: random grids, each twice as fine as the last and half as strong."""
-    field = rng.random((rows, cols), np.float32)
+    field: np.ndarray = rng.random((rows, cols), np.float32)
     for k in range(1, octaves):
         field = cv2.resize(field, (cols << k, rows << k), interpolation=cv2.INTER_CUBIC)
         field += rng.random(field.shape, np.float32) / 2**k
-    return cv2.normalize(cv2.resize(field, (S, S), interpolation=cv2.INTER_CUBIC), None, 0, 1, cv2.NORM_MINMAX)
+    field = cv2.resize(field, (S, S), interpolation=cv2.INTER_CUBIC)
+    return cv2.normalize(field, None, 0, 1, cv2.NORM_MINMAX)  # type: ignore[call-overload]  # None is a fresh array
 
 
 @lru_cache(maxsize=64)
-def gradient(colours):
+def gradient(colours: str) -> np.ndarray:
     """256 colours (256, 3), in even steps through the hexadecimal ones given."""
     stops = rgb(colours)
     t = np.linspace(0, len(stops) - 1, 256)
     return np.stack([np.interp(t, range(len(stops)), channel) for channel in stops.T], 1).astype(np.float32)
 
 
-def ramp(field, colours):
+def ramp(field: np.ndarray, colours: str) -> np.ndarray:
     """Colour a field (S, S) of 0..1."""
     return np.take(gradient(colours), (np.clip(field, 0, 1) * 255).astype(np.uint8), axis=0)
 
 
-def blend(below, above, alpha):
+def blend(below: np.ndarray, above: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return below + (above - below) * alpha[..., None]
 
 
-def frac(field):
+def frac(field: np.ndarray) -> np.ndarray:
     return field - np.floor(field)
 
 
-def step(low, high, field):
+def step(low: float, high: float, field: np.ndarray) -> np.ndarray:
     """0 up to low, 1 from high, a smooth rise between."""
     t = np.clip((field - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
-def disc(canvas, x, y, r, colour):
+def disc(canvas: np.ndarray, x: float, y: float, r: float, colour: Sequence[float]) -> None:
     """Fill a disc, in canvas pixels."""
     cv2.circle(canvas, (round(x * 16), round(y * 16)), round(r * 16), colour, -1, shift=4)
 
 
-def sky(rng, S):
+def sky(rng: Generator, S: int) -> np.ndarray:
     """Clouds with the light on their upper edges: at noon, at dawn, at dusk, before rain."""
     y = plane(S)[1]
     air, cloud = pick(rng, (
@@ -288,7 +301,7 @@ def sky(rng, S):
     return blend(ramp(y + 0.1 * puffs, air), ramp(0.6 + 5 * lit, cloud), step(0.52, 0.8, puffs))
 
 
-def sea(rng, S):
+def sea(rng: Generator, S: int) -> np.ndarray:
     """Waves that grow toward the viewer, the light's path on them, and a strip of sky."""
     x, y = plane(S)
     air, water = pick(rng, (
@@ -304,7 +317,7 @@ def sea(rng, S):
     return blend(ramp(3 * y + 0.1 * chop, air), waves, step(0, 0.012, y - horizon))
 
 
-def meadow(rng, S):
+def meadow(rng: Generator, S: int) -> np.ndarray:
     """Grass in tufts, with flowers."""
     tufts, blades = noise(rng, S, 3, 5, 4), noise(rng, S, 8, 48, 1)
     grass = pick(rng, ("1f4d2b 3f7d3a 7fb04d d3d77c", "35501f 6b8a2f a9b84f e8dc8a",
@@ -319,7 +332,7 @@ def meadow(rng, S):
     return canvas
 
 
-def dunes(rng, S):
+def dunes(rng: Generator, S: int) -> np.ndarray:
     """Four crests of sand, the far ones in haze, each lit on one slope and rippled."""
     x, y = plane(S)
     sand, air = pick(rng, (
@@ -337,7 +350,7 @@ def dunes(rng, S):
     return blend(ramp(tone, sand), ramp(2.5 * y, air), haze)
 
 
-def bricks(rng, S):
+def bricks(rng: Generator, S: int) -> np.ndarray:
     """A wall in running bond: bricks of many shades, weathered, with mortar between."""
     x, y = plane(S)
     clay, mortar = pick(rng, (
@@ -355,7 +368,7 @@ def bricks(rng, S):
     return blend(ramp(0.25 + 0.6 * rough, mortar), wall, step(0.04, 0.1, joint))
 
 
-def wood(rng, S):
+def wood(rng: Generator, S: int) -> np.ndarray:
     """Planks, each with its own shade and grain, lying or standing."""
     x, y = plane(S)
     timber = pick(rng, ("4a2d1c 7d5232 b07d4f d6ab78", "6f5a48 9c8468 c5ad8a e6d5b5",
@@ -369,7 +382,7 @@ def wood(rng, S):
     return canvas if rng.random() < 0.5 else canvas.transpose(1, 0, 2).copy()
 
 
-def lights(rng, S):
+def lights(rng: Generator, S: int) -> np.ndarray:
     """A town at night, out of focus: discs of light on the dark."""
     dark, glow = pick(rng, (
         ("0d1226 1d2747 3c3a63", "ffb35c ff7a59 8fc7ff"), ("101c1f 17363a 2c5a56", "ffd27a 9be0c0 ff9b71"),
@@ -384,7 +397,7 @@ def lights(rng, S):
     return canvas
 
 
-def cloth(rng, S):
+def cloth(rng: Generator, S: int) -> np.ndarray:
     """Tartan in a twill weave, with soft folds."""
     x, y = plane(S)
     threads = PALETTE[rng.integers(len(PALETTE), size=2)].reshape(4, 3)[rng.integers(4, size=48)]      # the sett
@@ -393,7 +406,7 @@ def cloth(rng, S):
     u = sett * (cos(turn) * x - sin(turn) * y + 0.04 * folds) + 24
     v = sett * (sin(turn) * x + cos(turn) * y) + 24
     warp, weft = (np.take(threads, np.int32(at), axis=0) for at in (u, v))
-    twill = 0.35 + 0.3 * (np.int32(8 * (u + v)) & 1).astype(np.float32)
+    twill = 0.35 + 0.3 * ((8 * (u + v)).astype(np.int32) & 1).astype(np.float32)
     return blend(warp, weft, twill) * (0.55 + 0.55 * folds + 0.1 * noise(rng, S, 48, 48, 1))[..., None]
 
 
@@ -416,7 +429,7 @@ class Shapes(NamedTuple):
     scenes: np.ndarray      # (N,) int64, index into SCENES
 
 
-def strew(canvas, rng):
+def strew(canvas: np.ndarray, rng: Generator) -> None:
     """Pebbles, shards and strokes on a canvas: small things that belong to no class."""
     S = len(canvas)
     for x, y, size, mix in rng.random((rng.integers(2, 8), 4)).tolist():
@@ -430,7 +443,7 @@ def strew(canvas, rng):
             fill(canvas, (part * outline + shift) * r + (x * S, y * S), part * width, tone.tolist())
 
 
-def choose_colours(behind, rng):
+def choose_colours(behind: np.ndarray, rng: Generator) -> np.ndarray:
     """Colours (8, 3) for the tones of an object: most often the best of three pairs against the mean colour behind."""
     pairs = PALETTE[rng.integers(len(PALETTE), size=3)][:, ::pick(rng, (-1, 1))] * rng.uniform(0.75, 1, (3, 1, 1))
     contrast = np.abs(pairs[:, 0] - behind).sum(1)
@@ -440,7 +453,7 @@ def choose_colours(behind, rng):
     return np.array([0 * body, body, 0.6 * body, 0.6 * body + 90, accent, 0.15 * body + 15, pale, marks], np.float32)
 
 
-def add_marks(tones, rng):
+def add_marks(tones: np.ndarray, rng: Generator) -> None:
     """Stripes, spots or checks on the body of every second object, whatever its class."""
     x, y = plane(len(tones))
     kind, turn, pitch = rng.integers(6), rng.uniform(0, pi), rng.uniform(6, 14)
@@ -450,7 +463,8 @@ def add_marks(tones, rng):
         tones[(u < -0.1, u * u + v * v < 0.08, u * v > 0)[kind] & (tones == BODY)] = MARKS
 
 
-def light(backdrop, paintwork, cover, centre, reach, rng):
+def light(backdrop: np.ndarray, paintwork: np.ndarray, cover: np.ndarray, centre: Sequence[float], reach: float,
+          rng: Generator) -> np.ndarray:
     """Put a lit object into its scene, with its shadow.
 
     backdrop, paintwork   (size, size, 3) float32: the scene, and the object's colour times its cover
@@ -478,15 +492,15 @@ def light(backdrop, paintwork, cover, centre, reach, rng):
     return picture * (1 + rng.uniform(0, 0.5) * ((x - 0.5) * lx + (y - 0.5) * ly))[..., None]
 
 
-def photograph(picture, rng):
+def photograph(picture: np.ndarray, rng: Generator) -> np.ndarray:
     """Exposure and white balance, a soft lens, a noisy sensor."""
     picture = picture * (rng.uniform(0.75, 1.15) * rng.uniform(0.94, 1.06, 3)).astype(np.float32)
     picture = cv2.GaussianBlur(picture, (3, 3), rng.uniform(0.1, 0.6))
-    picture += rng.uniform(1, 7) * rng.standard_normal(picture.shape, np.float32)
+    picture = picture + rng.uniform(1, 7) * rng.standard_normal(picture.shape, np.float32)
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
-def draw_object(label, scene, size, rng):
+def draw_object(label: int, scene: int, size: int, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw one object on one scene.
 
     label, scene   index into CLASSES and into SCENES
@@ -504,7 +518,7 @@ def draw_object(label, scene, size, rng):
     place, build, look = map(np.random.default_rng, rng.integers(2**63, size=3))
     S = SUPERSAMPLE * size
 
-    def shrink(canvas):
+    def shrink(canvas: np.ndarray) -> np.ndarray:
         return cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
 
     canvas = PLACES[scene](place, S)
@@ -518,7 +532,7 @@ def draw_object(label, scene, size, rng):
     scale = min(0.98, (look.uniform(*AREA) / area) ** 0.5)
     centre = (0.5 + look.uniform(-0.5, 0.5, 2) * (1.04 - scale * extent)).tolist()      # 2 % of the side may stick out
     move = np.array([[scale, 0, S * (centre[0] - scale / 2)], [0, scale, S * (centre[1] - scale / 2)]])
-    tones = cv2.warpAffine(tones, move, (S, S), flags=cv2.INTER_NEAREST)
+    tones = cv2.warpAffine(tones, move, (S, S), flags=cv2.INTER_NEAREST).astype(np.uint8, copy=False)
     add_marks(tones, look)
 
     cover = shrink((tones > CLEAR).astype(np.float32))
@@ -528,7 +542,8 @@ def draw_object(label, scene, size, rng):
     return photograph(picture, look), mask
 
 
-def make_shapes(count, *, size=32, seed=0, start=0, tie=0.0, swap=False):
+def make_shapes(count: int, *, size: int = 32, seed: int = 0, start: int = 0, tie: float = 0.0,
+                swap: bool = False) -> Shapes:
     """Draw pictures start to start + count - 1 of the endless series that a seed names.
 
     Each depends on the seed and on its own number only, so that any part can be drawn alone. Each ten, counted from
@@ -560,7 +575,7 @@ def make_shapes(count, *, size=32, seed=0, start=0, tie=0.0, swap=False):
     return data
 
 
-def check(name, value, low, high=np.inf):
+def check(name: str, value: float, low: float, high: float = np.inf) -> None:
     if not low <= value <= high:
         allowed = f"{low} or more" if high == np.inf else f"from {low} to {high}"
         raise ValueError(f"{name} is {value}; give a {name} {allowed}.")

@@ -2,9 +2,10 @@
 
 import weakref
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,9 +52,9 @@ class Tail:
     def recording(self) -> Iterator[None]:
         """Keep, of a pass over all images, what the tail does not compute again."""
         expected = {(call.module, call.number): call for call in self.calls}
-        counts = Counter()
+        counts: Counter[nn.Module] = Counter()
 
-        def keep(module, inputs, output):
+        def keep(module: nn.Module, inputs: object, output: object) -> None:
             call = expected.get((module, counts[module]))
             counts[module] += 1
             if call:
@@ -64,13 +65,14 @@ class Tail:
                 hooks.callback(module.register_forward_hook(keep, prepend=True).remove)
             yield
 
-    def __call__(self, image: torch.Tensor, n: int, X: torch.Tensor, way: str):
+    def __call__(self, image: torch.Tensor, n: int, X: torch.Tensor, way: str) -> Any:
         """The model's output (M, ...) for image number n, (1, C, H, W), with the layer giving X (M, ...).
 
         way  "narrow": what comes from before the layer has a batch of one, and meets X by broadcasting. "wide": it
              has a batch of M. "whole": it is computed again, for a batch of M.
         """
-        M, queues = len(X), defaultdict(deque)
+        M = len(X)
+        queues: defaultdict[nn.Module, deque[Call]] = defaultdict(deque)
         if way == "whole":
             image = image.expand(M, *image.shape[1:])
             uses = self.calls[-1].number
@@ -79,12 +81,12 @@ class Tail:
                 queues[call.module].append(call)
             uses = len(queues[self.layer]) - 1
 
-        def part(t):
+        def part(t: torch.Tensor) -> torch.Tensor:
             t = t[n : n + 1]
             return t.expand(M, *t.shape[1:]) if way == "wide" else t
 
-        def stand_in(forward, queue):
-            def stub(*args, **kwargs):
+        def stand_in(forward: Callable[..., Any], queue: deque[Call]) -> Callable[..., Any]:
+            def stub(*args: Any, **kwargs: Any) -> Any:
                 if not queue:  # a use after the layer
                     return forward(*args, **kwargs)
                 call = queue.popleft()
@@ -93,7 +95,7 @@ class Tail:
 
             return stub
 
-        def give(module, inputs, output):
+        def give(module: nn.Module, inputs: object, output: Any) -> Any:
             nonlocal uses
             uses -= 1
             if uses < 0:
@@ -107,21 +109,23 @@ class Tail:
 
 
 # The calls that a tail stands in for, so that they are learnt once. Forgotten with the model.
-_orders: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_orders: weakref.WeakKeyDictionary[nn.Module, dict[nn.Module, tuple[object, list[Call]]]] = weakref.WeakKeyDictionary()
 
 
 def learn(model: nn.Module, image: torch.Tensor, layer: nn.Module) -> list[Call]:
     """The calls that finish before the layer's last one does, and that one; none where the layer is never run."""
     root = Call(model)
-    open_calls, of_layer, counts = [root], [], Counter()
+    open_calls = [root]
+    of_layer: list[Call] = []
+    counts: Counter[nn.Module] = Counter()
 
-    def enter(module, inputs):
+    def enter(module: nn.Module, inputs: object) -> None:
         call = Call(module, counts[module])
         counts[module] += 1
         open_calls[-1].inside.append(call)
         open_calls.append(call)
 
-    def leave(module, inputs, output):
+    def leave(module: nn.Module, inputs: object, output: object) -> None:
         call = open_calls.pop()
         call.output, call.versions = output, [t._version for t in tensors(output)]
         if module is layer:
@@ -142,9 +146,9 @@ def learn(model: nn.Module, image: torch.Tensor, layer: nn.Module) -> list[Call]
 
 def finished_before(root: Call, target: Call) -> list[Call]:
     """The calls that had finished when `target` did, itself last; of calls inside one another, the outermost."""
-    calls = []
+    calls: list[Call] = []
 
-    def walk(call):
+    def walk(call: Call) -> bool:
         if call is target:
             return True
         start = len(calls)
@@ -159,7 +163,7 @@ def finished_before(root: Call, target: Call) -> list[Call]:
 
 
 @contextmanager
-def replaced(module: nn.Module, name: str, value) -> Iterator[None]:
+def replaced(module: nn.Module, name: str, value: object) -> Iterator[None]:
     """An attribute of a module, for a while."""
     own = name in vars(module)
     before = getattr(module, name)
@@ -173,5 +177,5 @@ def replaced(module: nn.Module, name: str, value) -> Iterator[None]:
             delattr(module, name)
 
 
-def tensors(output) -> list[torch.Tensor]:
+def tensors(output: object) -> list[torch.Tensor]:
     return [t for t in tree_leaves(output) if isinstance(t, torch.Tensor)]

@@ -1,27 +1,41 @@
 """What a map explains: from what a model returns to the score of each class that was asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
+from typing import Any
 
+import numpy as np
 import torch
 
 from .layers import near
 
-__all__ = ["Score"]
+__all__ = ["Score", "Targets"]
+
+Target = int | str
+# One for all images, one or several for each, a function from what the model returns to scores, or the predicted ones.
+Targets = (
+    Target
+    | Sequence[Target]
+    | Sequence[Sequence[Target]]
+    | torch.Tensor
+    | np.ndarray
+    | Callable[[Any], torch.Tensor]
+    | None
+)
 
 
 class Score:
     """From what the model returns to the scores (N, T) of the T classes that were asked for, of each image."""
 
-    def __init__(self, targets, N: int, names: Sequence[str] | None, counterfactual: bool):
+    def __init__(self, targets: Targets, N: int, names: Sequence[str] | None, counterfactual: bool):
         self.targets, self.N, self.names, self.sign = targets, N, names, -1 if counterfactual else 1
         self.flat = True  # one class an image, and maps (N, h, w)
-        self.classes = None  # (N, T) int64, known once an output has been seen
+        self.classes: torch.Tensor | None = None  # (N, T) int64, known once an output has been seen
 
-    def __call__(self, output, n: int | None = None) -> torch.Tensor:
+    def __call__(self, output: object, n: int | None = None) -> torch.Tensor:
         """n  the image that all rows of the output belong to, where it is not row by row"""
         if callable(self.targets):
-            scores = self.targets(output)
+            scores: object = self.targets(output)
             if (
                 not isinstance(scores, torch.Tensor)
                 or scores.ndim not in (1, 2)
@@ -48,7 +62,7 @@ class Score:
         return self.sign * output.gather(1, rows)
 
 
-def class_indices(targets, logits: torch.Tensor, names: Sequence[str] | None) -> torch.Tensor:
+def class_indices(targets: Any, logits: torch.Tensor, names: Sequence[str] | None) -> torch.Tensor:
     """The class each image's map explains, (N,) or (N, T) int64 on the logits' device."""
     N, C = logits.shape
     if targets is None:
@@ -79,7 +93,7 @@ def check_names(names: Sequence[str], C: int) -> None:
         )
 
 
-def class_index(target: int | str, C: int, names: Sequence[str] | None) -> int:
+def class_index(target: Target, C: int, names: Sequence[str] | None) -> int:
     if isinstance(target, str):
         if names is None:
             raise ValueError(

@@ -409,6 +409,12 @@ def test_a_layer_without_a_gradient_is_said(images):
         gc.explain(Returning(lambda A: A.detach().mean((2, 3))), images)
 
 
+@pytest.mark.parametrize("method", ["full-grad", "guided-grad-cam"])
+def test_a_score_without_a_gradient_is_said_of_methods_that_go_back_to_the_images(net, images, method):
+    with pytest.raises(ValueError, match="The score does not depend on .* in a way that has a gradient. Choose .* scor"):
+        gc.explain(net, images, method=method, targets=lambda logits: logits.detach()[:, 0])
+
+
 def test_nan_in_the_weights_or_in_an_image_is_said(net, images):
     with torch.no_grad():
         for p in net.classifier.parameters():
