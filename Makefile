@@ -4,7 +4,7 @@
 # Each target first makes .venv and installs the pinned environment into it; a second run installs nothing.
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-site test-colab serve notebooks lock lint clean
+.PHONY: help book test coverage test-site test-colab test-kills serve notebooks lock lint clean
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -21,6 +21,8 @@ help:
 	@echo "make test       package tests, then every chapter against its recorded outputs"
 	@echo "make test-site  build the book, then read every page of it in Chromium"
 	@echo "make test-colab execute each chapter as Colab does: alone in a folder, with the package from a wheel"
+	@echo "make test-kills kill processes at random moments, fifty each of what takes long, and start them again"
+	@echo "make coverage   the package tests, and the lines of the package that none of them runs"
 	@echo "make serve      build the book and serve it on http://localhost:$(PORT)"
 	@echo "make notebooks  execute the chapters and keep text outputs only, ready for git"
 	@echo "make lint       style checks"
@@ -52,14 +54,20 @@ serve: book
 	$(BIN)/python -m http.server $(PORT) --directory _build/html
 
 test: .venv/.installed data/cache/cifar10/about.json
-	$(TEST) tests --ignore tests/site --ignore tests/colab
+	$(TEST) tests --ignore tests/site --ignore tests/colab --ignore tests/kills
 	$(TEST) --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:randomly chapters
+
+coverage: .venv/.installed data/cache/cifar10/about.json
+	$(TEST) tests --ignore tests/site --ignore tests/colab --ignore tests/kills --cov
 
 test-site: book
 	$(BIN)/python -m pytest tests/site
 
 test-colab: .venv/.installed data/cache/cifar10/about.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations 0 tests/colab
+
+test-kills: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations 0 tests/kills
 
 notebooks: .venv/.installed data/cache/cifar10/about.json
 	$(BIN)/python chapters/normalise.py --execute
