@@ -8,6 +8,7 @@ who publish them; they are opened only after their SHA-256 digest has been check
 import difflib
 import hashlib
 import json
+import os
 import pickle
 import socket
 import textwrap
@@ -18,6 +19,7 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -33,7 +35,7 @@ from .architectures import (
 from .faults import cannot_write
 from .own_models import no_code_in_pickles, own_model
 from .recipes import RECIPES
-from .records import records_folder, replacing
+from .records import records_folder, replacing, scratch_beside
 
 __all__ = ["WeightsError", "load_model", "load_pretrained", "round_to_half", "save_model"]
 
@@ -176,10 +178,16 @@ def _fetch(name: str, url: str) -> Path:
     digest = file.stem.rpartition("-")[2]
     before = socket.getdefaulttimeout()
     try:
-        if not _sha256(file).startswith(digest):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            socket.setdefaulttimeout(STALLED)  # torch.hub has none, and would wait for ever on a network that stalls
-            torch.hub.download_url_to_file(url, str(file), hash_prefix=digest)
+        if _sha256(file).startswith(digest):
+            return file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_name(f".{file.name}.lock")):  # a second process waits here, then finds it
+            if not _sha256(file).startswith(digest):
+                socket.setdefaulttimeout(STALLED)  # torch.hub has none, and would wait for ever on a stalled network
+                # In a folder of ours: what torch.hub has of a file when it is killed, it leaves lying about for ever.
+                with scratch_beside(file) as scratch:
+                    torch.hub.download_url_to_file(url, str(scratch / file.name), hash_prefix=digest)
+                    os.replace(scratch / file.name, file)
         return file
     except (OSError, HTTPException, RuntimeError) as error:
         if isinstance(error, HTTPError):
@@ -221,6 +229,17 @@ def save_model(model: nn.Module, file: Path, *, architecture: str, classes: Iter
     state = {name: tensor.detach().half().contiguous().cpu() for name, tensor in model.state_dict().items()}
     with replacing(file) as scratch:
         save_file(state, scratch, metadata=about)
+        _in_order(scratch)
+
+
+def _in_order(file: Path) -> None:
+    """Sort the metadata of a safetensors file, which come in an order drawn by chance: the same bytes every time."""
+    with open(file, "rb+") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        opened.seek(8)
+        opened.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length))
 
 
 def round_to_half(model: nn.Module) -> nn.Module:

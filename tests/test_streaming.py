@@ -1,7 +1,6 @@
 """A whole data set in files: the same bytes however many processes made them and however often they were killed."""
 
 import functools
-import multiprocessing
 import os
 import re
 import resource
@@ -18,6 +17,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import torch
+from killing import fork, in_child
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 
@@ -289,19 +289,6 @@ def test_where_nothing_can_be_read_nothing_is_marked_as_done(net, tmp_path):
 
 
 # --- killed, and several processes ---
-
-fork = multiprocessing.get_context("fork")
-
-
-def in_child(job, *args, kill_after=None):
-    child = fork.Process(target=job, args=args)
-    child.start()
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child.pid, signal.SIGKILL)
-    child.join()
-    return child.exitcode
-
 
 SLOW = Pictures(400, seconds=0.002)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from killing import in_child
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
@@ -248,9 +249,6 @@ def test_measure_is_the_mean_negative_log_probability_and_the_share_of_hits():
     assert accuracy == pytest.approx(2 / 3)
 
 
-fork = multiprocessing.get_context("fork")
-
-
 # All that has a state: two optimisers, momentum, a moving average, mirroring that goes on from epoch to epoch.
 WITH_STATES = replace(
     TINY, model="cifar10-fast", optimizer="muon", lr=0.1, momentum=0.6, schedule="linear", ema=0.9, flip="alternating",
@@ -263,31 +261,21 @@ def train_in_child(recipe, blobs, out):
     gc.train(recipe, out=out, data=blobs, progress=False)
 
 
-def run_child(recipe, blobs, out, kill_after=None):
-    child = fork.Process(target=train_in_child, args=(recipe, blobs, out))
-    child.start()
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child.pid, signal.SIGKILL)
-    child.join()
-    return child.exitcode
-
-
 @pytest.mark.parametrize("recipe", [replace(TINY, epochs=5), WITH_STATES], ids=["adam", "muon"])
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(recipe, blobs, tmp_path):
     """Killed after each of many random times, then run to its end: the files must equal those of an unbroken run."""
     began = time.monotonic()
-    assert run_child(recipe, blobs, tmp_path / "whole") == 0
+    assert in_child(train_in_child, recipe, blobs, tmp_path / "whole") == 0
     whole = time.monotonic() - began
     rng = np.random.default_rng(0)
     resumed_at = set()
     for _ in range(8):
-        run_child(recipe, blobs, tmp_path / "broken", kill_after=rng.uniform(0.1, 0.6) * whole)
+        in_child(train_in_child, recipe, blobs, tmp_path / "broken", kill_after=rng.uniform(0.1, 0.6) * whole)
         checkpoint = tmp_path / "broken" / "checkpoint.safetensors"
         if checkpoint.exists():
             with safe_open(checkpoint, framework="pt") as stored:
                 resumed_at.add(len(json.loads(stored.metadata()["history"])))
-    assert run_child(recipe, blobs, tmp_path / "broken") == 0
+    assert in_child(train_in_child, recipe, blobs, tmp_path / "broken") == 0
     assert resumed_at, "every kill came before the first checkpoint"
     unbroken, broken = (load_file(tmp_path / run / "weights.safetensors") for run in ("whole", "broken"))
     assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken)

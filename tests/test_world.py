@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
 import torch
+from killing import fork
 from safetensors.torch import load_file
 from torch import nn
 
+from gradcam_lib import world
 from gradcam_lib.world import World
 
 # Sixty-one images of noise in batches of 20: two halves of ten, and a last batch of which one worker gets nothing. The
@@ -101,6 +104,26 @@ def test_a_killed_worker_is_replaced_and_the_run_goes_on_to_the_same_bits(by_two
         history.drop(columns="seconds"), expected_history.drop(columns="seconds"), check_exact=True
     )
     assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
+
+
+def test_a_worker_ends_with_an_agent_that_is_killed():
+    """It would train on to the end, and write where the workers of the next torchrun write."""
+    here, there = fork.Pipe()
+
+    def work():
+        world._end_with(os.getppid())
+        there.send("begun")
+        time.sleep(20)
+        there.send("and went on")
+
+    agent = fork.Process(target=lambda: fork.Process(target=work).start() or time.sleep(20))
+    agent.start()
+    there.close()
+    assert here.recv() == "begun"
+    agent.kill()
+    with pytest.raises(EOFError):  # nobody is left who could say more
+        here.recv()
+    agent.join()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
