@@ -4,7 +4,7 @@
 # Each target first makes .venv and installs the pinned environment into it; a second run installs nothing.
 
 .DEFAULT_GOAL := help
-.PHONY: help book test coverage test-site test-colab test-kills serve notebooks lock lint clean
+.PHONY: help book test coverage test-site test-colab test-kills fuzz serve notebooks lock lint clean
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -25,6 +25,7 @@ help:
 	@echo "make coverage   the package tests, and the lines of the package that none of them runs"
 	@echo "make serve      build the book and serve it on http://localhost:$(PORT)"
 	@echo "make notebooks  execute the chapters and keep text outputs only, ready for git"
+	@echo "make fuzz       ten minutes of changed files for everything that reads files (FUZZ_SECONDS=600)"
 	@echo "make lint       style checks"
 	@echo "make lock       resolve pyproject.toml into requirements.lock and environment.yml"
 	@echo "make clean      delete what the targets above made, but not data/cache"
@@ -71,6 +72,11 @@ test-kills: .venv/.installed
 
 notebooks: .venv/.installed data/cache/cifar10/about.json
 	$(BIN)/python chapters/normalise.py --execute
+
+# The fuzzer is for Linux alone, so it is no part of the pinned environment.
+fuzz: .venv/.installed
+	VIRTUAL_ENV=.venv $(UV) pip install --quiet atheris==3.0.0
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(or $(FUZZ_SECONDS),600)
 
 lint: .venv/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -5,20 +5,23 @@ input. What still has a height and a width is in `features`; what makes logits o
 """
 
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
-from .images import to_uint8
+from .images import Array, to_uint8
 
 __all__ = [
     "ARCHITECTURES",
     "AirbenchNet",
     "EfficientNetLite0",
+    "Network",
     "NormalisedReportCNN",
     "Preparation",
     "ReportCNN",
@@ -31,8 +34,12 @@ __all__ = [
     "torchvision_preparation",
 ]
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}  # of its 50,000 training images
+IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+LARGEST = 10_000  # pixels of a side that a file may ask for
+CIFAR10: dict[str, Any] = {
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.2470, 0.2435, 0.2616),
+}  # of its 50,000 training images
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,26 @@ class Preparation:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     interpolation: str = "bilinear"
 
-    def crop(self, picture) -> np.ndarray:
+    @classmethod
+    def from_json(cls, said: dict[str, Any]) -> "Preparation":
+        """What a file says of it, in JSON, which knows no tuples.
+
+        Raises ValueError where no picture can be so prepared.
+        """
+        tupled: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in said.items()}
+        prepare = cls(**tupled)
+        sides, channels = (prepare.resize, prepare.size), (prepare.mean, prepare.std)
+        if not (
+            all(type(side) is int and 0 < side <= LARGEST for side in sides)
+            and all(isinstance(values, tuple) and len(values) == 3 for values in channels)
+            and all(np.isfinite([float(v) for v in values]).all() for values in channels)
+            and all(value > 0 for value in prepare.std)
+            and prepare.interpolation in ("bilinear", "bicubic")
+        ):
+            raise ValueError(f"no picture can be prepared as it says: {prepare}")
+        return prepare
+
+    def crop(self, picture: Array) -> np.ndarray:
         """The part of a picture that the network sees, (size, size, 3) uint8 RGB: what a heat map is laid over.
 
         picture  an (H, W, 3) uint8 RGB array as `load_image` gives, or another form that `images.to_uint8` takes
@@ -62,19 +88,31 @@ class Preparation:
         image = functional.resize(image, self.resize, InterpolationMode(self.interpolation))
         return np.array(functional.center_crop(image, self.size))
 
-    def __call__(self, pictures) -> torch.Tensor:
+    def __call__(self, pictures: Array | Sequence[Array]) -> torch.Tensor:
         """The crops of one picture, or of a list or batch of N, normalised: (N, 3, size, size) float32, on the CPU.
 
         Raises ValueError for what is no picture.
         """
         several = isinstance(pictures, list | tuple) or getattr(pictures, "ndim", 3) == 4
-        crops = np.stack([self.crop(picture) for picture in (pictures if several else [pictures])])
+        batch: Any = pictures if several else [pictures]
+        crops = np.stack([self.crop(picture) for picture in batch])
         x = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (x - mean) / std
 
 
-class ReportCNN(nn.Module):
+class Network(nn.Module):
+    """What a network is known by here, beside its layers. Networks of torchvision, and yours, are given the same.
+
+    prepare  how it was shown its pictures
+    classes  the names of its classes, once it has learnt them
+    """
+
+    prepare: Preparation
+    classes: tuple[str, ...]
+
+
+class ReportCNN(Network):
     """The CIFAR-10 network of the internship report: convolutions with ReLU, max pooling, dropout, dense layers.
 
     The report gives the kinds of layer and no sizes; the sizes are ours, the smallest usual ones. Input (N, 3, 32, 32)
@@ -109,7 +147,7 @@ class ReportCNN(nn.Module):
             )
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(x))
 
 
@@ -123,15 +161,15 @@ class NormalisedReportCNN(ReportCNN):
 
     def __init__(self, classes: int = 10):
         super().__init__(classes)
-        layers = OrderedDict()
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
         for name, layer in self.features.named_children():
             layers[name] = layer
-            if name.startswith("conv"):
+            if isinstance(layer, nn.Conv2d):
                 layers[name.replace("conv", "norm")] = nn.BatchNorm2d(layer.out_channels)
         self.features = nn.Sequential(layers)
 
 
-class ReportVGG(nn.Module):
+class ReportVGG(Network):
     """The five-block network of the Caltech-256 report: VGG-16's convolutions with batch norm, and a dense head.
 
     The report's table gives the shape after each block and the widths of the head, and its hook, on `features[42]`,
@@ -173,30 +211,31 @@ class ReportVGG(nn.Module):
             )
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(x))
 
 
 def conv_group(inputs: int, outputs: int) -> nn.Sequential:
     """Two 3 × 3 convolutions that start as the identity, the first one pooled: H × W becomes H // 2 × W // 2."""
 
-    def conv(inputs):
+    def conv(inputs: int) -> nn.Conv2d:
         layer = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False)
         nn.init.dirac_(layer.weight.data[:inputs])  # the first filters hand their inputs on; the others are random
         return layer
 
-    def norm():
+    def norm() -> nn.BatchNorm2d:
         # The paper's momentum 0.6 is the share of the old statistics, PyTorch's 0.4 that of the new ones.
         layer = nn.BatchNorm2d(outputs, eps=1e-12, momentum=1 - 0.6)
         layer.weight.requires_grad_(False)  # the scale stays 1; the shift is trained
         return layer
 
+    layers: dict[str, nn.Module]
     layers = dict(conv1=conv(inputs), pool=nn.MaxPool2d(2), norm1=norm(), act1=nn.GELU())
     layers |= dict(conv2=conv(outputs), norm2=norm(), act2=nn.GELU())
     return nn.Sequential(OrderedDict(layers))
 
 
-class AirbenchNet(nn.Module):
+class AirbenchNet(Network):
     """The network of "94 % on CIFAR-10 in 3.29 seconds on a single GPU" (Jordan 2024, arXiv:2404.00498).
 
     `whiten` maps patches of 2 × 2 pixels to uncorrelated values, which `set_whitening` takes from the training images
@@ -207,6 +246,8 @@ class AirbenchNet(nn.Module):
     scales of the batch norms, 1,152.
     """
 
+    features: Any  # of which a layer is an attribute, and no type checker knows which there are
+    classifier: Any
     prepare = Preparation(32, 32, **CIFAR10)
 
     def __init__(self, classes: int = 10):
@@ -226,7 +267,7 @@ class AirbenchNet(nn.Module):
         with torch.no_grad():
             self.classifier.dense.weight /= self.classifier.dense.weight.std()
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(x)) / self.classifier.dense.in_features
 
     @torch.no_grad()
@@ -250,7 +291,7 @@ class SqueezeExcitation(nn.Module):
         self.W1 = nn.Linear(channels, channels // reduction)
         self.W2 = nn.Linear(channels // reduction, channels)
 
-    def forward(self, u):
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
         z = u.mean((2, 3))  # (N, C): squeeze
         s = self.W2(self.W1(z).relu()).sigmoid()  # (N, C), each in (0, 1): excitation
         return u * s[:, :, None, None]
@@ -273,19 +314,19 @@ class SEBlock(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, kernel_size=3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
         self.gate = SqueezeExcitation(outputs, reduction) if reduction else nn.Identity()
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or inputs != outputs:
             shortcut = dict(conv=nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False))
             self.shortcut = nn.Sequential(OrderedDict(shortcut, norm=nn.BatchNorm2d(outputs)))
         self.relu2 = nn.ReLU()
         nn.init.zeros_(self.norm2.weight)  # F starts as 0, and the block as its shortcut (Goyal et al. 2017)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         F = self.gate(self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x))))))
         return self.relu2(self.shortcut(x) + F)
 
 
-class SEResNet18(nn.Module):
+class SEResNet18(Network):
     """ResNet-18 (He et al. 2016) with squeeze-and-excitation in every block (Hu et al. 2018).
 
     small  False: the first layer is ResNet's, a 7 × 7 convolution of stride 2 and a max pooling, for pictures of 224
@@ -298,6 +339,7 @@ class SEResNet18(nn.Module):
     def __init__(self, classes: int = 1000, small: bool = False):
         super().__init__()
         self.prepare = Preparation(32, 32, **CIFAR10) if small else Preparation(256, 224, **IMAGENET)
+        first: dict[str, Any]
         first = dict(kernel_size=3, padding=1) if small else dict(kernel_size=7, stride=2, padding=3)
         stem = dict(conv=nn.Conv2d(3, 64, bias=False, **first), norm=nn.BatchNorm2d(64), relu=nn.ReLU())
         if not small:
@@ -313,11 +355,11 @@ class SEResNet18(nn.Module):
             OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), dense=nn.Linear(512, classes))
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(x))
 
 
-class SmallResNet(nn.Module):
+class SmallResNet(Network):
     """A residual network for pictures of 32 pixels that one processor core trains in a minute or two.
 
     A 3 × 3 convolution to 16 maps, and three of ResNet's basic blocks (He et al. 2016), each of which halves the maps'
@@ -343,7 +385,7 @@ class SmallResNet(nn.Module):
             OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), dense=nn.Linear(96, classes))
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(x))
 
 
@@ -357,15 +399,19 @@ class SamePad(nn.Module):
         super().__init__()
         self.kernel, self.stride = kernel, stride
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         H, W = (max(self.kernel - (size % self.stride or self.stride), 0) for size in x.shape[2:])
         return nn.functional.pad(x, (W // 2, W - W // 2, H // 2, H - H // 2))
 
 
-def conv_norm(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, relu: bool = True):
+def conv_norm(
+    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, relu: bool = True
+) -> nn.Sequential:
     """A convolution, which keeps the size or divides it by the stride, then batch normalisation, then ReLU6."""
     padding = kernel // 2 if stride == 1 else 0
-    layers = OrderedDict() if stride == 1 else OrderedDict(pad=SamePad(kernel, stride))
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    if stride > 1:
+        layers["pad"] = SamePad(kernel, stride)
     layers["conv"] = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
     layers["norm"] = nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01)  # TensorFlow's momentum 0.99 is PyTorch's 0.01
     if relu:
@@ -388,12 +434,12 @@ class MBConv(nn.Module):
         self.project = conv_norm(wide, outputs, relu=False)
         self.residual = stride == 1 and inputs == outputs
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.project(self.depthwise(self.expand(x)))
         return x + y if self.residual else y
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite0(Network):
     """EfficientNet-Lite0: the smallest EfficientNet (Tan and Le 2019), without squeeze-and-excitation, with ReLU6.
 
     Input (N, 3, H, W) as `prepare` makes it, H = W = 224 in training; output (N, classes) logits. 4,652,008 parameters
@@ -432,11 +478,11 @@ class EfficientNetLite0(nn.Module):
             )
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(x))
 
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, Callable[..., Network]] = {
     "report-cnn": ReportCNN,
     "report-cnn-normalised": NormalisedReportCNN,
     "vgg-report": ReportVGG,
@@ -473,7 +519,7 @@ def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
     return linear[-1]
 
 
-def build_model(architecture: str, classes: int | None = None) -> nn.Module:
+def build_model(architecture: str, classes: int | None = None) -> Network:
     """An untrained network, its weights drawn from PyTorch's global random generator.
 
     architecture  "report-cnn" or "vgg-report", the networks of the two reports; "cifar10-fast"; "se-resnet18", or

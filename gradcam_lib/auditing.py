@@ -7,14 +7,15 @@ A test that cannot be made says so. Nothing here is a proof: what is flagged is 
 import datetime
 import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from numbers import Integral
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from PIL import Image
@@ -31,10 +32,12 @@ from .cam import divided_by_largest, explain, left_as_it_was, unwrapped
 from .datasets import ArrayDataset
 from .evaluation import Interval, bootstrap, calibration_error
 from .faithfulness import centre_map, deletion, energy_inside, insertion, road
-from .layers import output_of
-from .quality import fingerprints, near_duplicates, printable
+from .layers import output_of, size_of
+from .methods import Method
+from .quality import fingerprints, near_duplicates
 from .records import replacing
-from .sanity import cascade, explainer, rank_correlation, views
+from .sanity import Explainer, cascade, explainer, rank_correlation, views
+from .stored import printable
 
 __all__ = ["Audit", "audit"]
 
@@ -47,6 +50,8 @@ SHOWN = 18  # pictures in the report
 SMALL = 0.05  # a calibration error that misleads nobody
 SURE = 0.5  # the probability above which a network can be sure of a class
 NONE = math.nan
+Layers = str | int | nn.Module | Sequence[str | int | nn.Module] | None  # as `explain` takes them
+
 KINDS = NOT_FINITE, MISLABELLED, BACKGROUND, DUPLICATE, EMPTY = range(5)  # of suspicion, the gravest first
 
 
@@ -178,8 +183,8 @@ class Audit:
     verdicts: pd.DataFrame
     images: pd.DataFrame
     scores: pd.DataFrame
-    about: dict
-    pictures: dict
+    about: dict[str, Any]
+    pictures: dict[int, tuple[np.ndarray, np.ndarray | None]]
 
     def save(self, file: Path | str) -> Path:
         """Write the report: one HTML file that needs no other, no network and no script. It is there whole or not."""
@@ -193,11 +198,11 @@ class Audit:
 
 def audit(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: Dataset[Any],
     *,
     images: int = 256,
-    method: str | Callable = "grad-cam",
-    layer=None,
+    method: str | Method = "grad-cam",
+    layer: Layers = None,
     out: Path | str | None = None,
     seed: int = 0,
 ) -> Audit:
@@ -276,7 +281,7 @@ class _Drawn:
     classes: list[str] | None
 
 
-def _drawn(model: nn.Module, dataset: Dataset, number: int, seed: int) -> _Drawn:
+def _drawn(model: nn.Module, dataset: Dataset[Any], number: int, seed: int) -> _Drawn:
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise ValueError(
             f"A data set with a length and an index is needed, not {type(dataset).__name__}. Of the parts that "
@@ -285,11 +290,13 @@ def _drawn(model: nn.Module, dataset: Dataset, number: int, seed: int) -> _Drawn
     if not len(dataset):
         raise ValueError("The data set is empty: there is no image to look at.")
     chosen = np.random.default_rng(seed).permutation(len(dataset))[:number]
-    data, within, classes = dataset, chosen, getattr(dataset, "classes", None)
+    data: Any = dataset
+    within, classes = chosen, getattr(dataset, "classes", None)
     while isinstance(data, Subset):
         data, within = data.dataset, np.asarray(data.indices)[within]
         classes = getattr(data, "classes", None) if classes is None else classes
-    prepare = model.prepare if isinstance(getattr(model, "prepare", None), Preparation) else None
+    given = getattr(model, "prepare", None)
+    prepare = given if isinstance(given, Preparation) else None
     as_pixels = prepare is not None and isinstance(data, ArrayDataset)
     items = []
     for place, i in zip(chosen.tolist(), within.tolist(), strict=True):
@@ -307,7 +314,10 @@ def _drawn(model: nn.Module, dataset: Dataset, number: int, seed: int) -> _Drawn
             "load_model does, or the data set a transform that crops."
         )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    x = normalised(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), prepare) if as_pixels else torch.stack(xs)
+    if as_pixels and prepare is not None:
+        x = normalised(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), prepare)
+    else:
+        x = torch.stack(xs)
     files = getattr(data, "samples", None)  # torchvision's folders know them
     masks = getattr(data, "masks", None)
     masks = None if masks is None else torch.from_numpy(np.array(masks[within], bool)).to(device)
@@ -325,7 +335,7 @@ def _drawn(model: nn.Module, dataset: Dataset, number: int, seed: int) -> _Drawn
     )
 
 
-def _image_and_label(item) -> tuple:
+def _image_and_label(item: Any) -> tuple[Any, int | None]:
     """The image, and its label as an int, or None where there is no whole number."""
     if isinstance(item, dict):
         image, label = item.get("image", item.get("pixel_values")), item.get("label", item.get("labels"))
@@ -336,7 +346,7 @@ def _image_and_label(item) -> tuple:
     return image, int(label) if isinstance(label, Integral) else None
 
 
-def _as_seen(image, prepare: Preparation | None) -> tuple[torch.Tensor, np.ndarray | None]:
+def _as_seen(image: Any, prepare: Preparation | None) -> tuple[torch.Tensor, np.ndarray | None]:
     """An image as the network gets it, and as it sees it; the second is None where it comes prepared."""
     if isinstance(image, torch.Tensor) and image.is_floating_point() and image.ndim == 3:
         return image, None
@@ -370,16 +380,27 @@ def _as_pictures(x: torch.Tensor, prepare: Preparation | None) -> np.ndarray:
 class _Trial:
     """The tests, one after the other, and what they leave: verdicts, columns of the table of images, suspicions."""
 
-    def __init__(self, model, drawn: _Drawn, method, layer, seed: int, step: Callable):
+    def __init__(
+        self,
+        model: nn.Module,
+        drawn: _Drawn,
+        method: str | Method,
+        layer: Layers,
+        seed: int,
+        step: Callable[[], object],
+    ):
         self.model, self.all, self.method, self.layer, self.seed, self.step = model, drawn, method, layer, seed, step
         self.N = len(drawn.x)
-        self.rows, self.scores, self.where = {}, [], "none made"
-        self.reasons = [[] for _ in drawn.places]  # of each image: (kind, -strength, text)
+        self.rows: dict[str, tuple[object, ...]] = {}
+        self.scores: list[tuple[object, ...]] = []
+        self.where = "none made"
+        # Of each image: (kind, -strength, text).
+        self.reasons: list[list[tuple[int, float, str]]] = [[] for _ in drawn.places]
         self.columns = {"empty": np.full(self.N, None)}
         self.columns |= {name: np.full(self.N, NONE) for name in ("inside", "border", "road", "stability")}
-        self.maps = None  # (N, h, w)
+        self.maps: Any = None  # (N, h, w), once they are made
 
-    def say(self, test: str, verdict: str, value, bar: float, **words) -> None:
+    def say(self, test: str, verdict: str, value: float | Interval, bar: float, **words: object) -> None:
         value = value if isinstance(value, Interval) else Interval(value, NONE, NONE)
         meaning = getattr(TESTS[test], verdict).format(**words)
         self.rows[test] = (verdict, TESTS[test].measure, *map(float, value), float(bar), TESTS[test].bar, meaning)
@@ -392,7 +413,7 @@ class _Trial:
     def suspect(self, n: int, kind: int, strength: float, text: str) -> None:
         self.reasons[n].append((kind, -float(strength), text))
 
-    def interval(self, values, of: tuple[str, str] | None = None, sign: int = 1) -> Interval:
+    def interval(self, values: npt.ArrayLike, of: tuple[str, str] | None = None, sign: int = 1) -> Interval:
         """The mean of some values with its interval; shown among the scores where it is one `of` (test, what)."""
         mean = bootstrap(np.mean, np.asarray(values, np.float64), seed=self.seed)
         if of:
@@ -410,7 +431,7 @@ class _Trial:
         self.name_classes(logits.shape[1])
         self.say("finite outputs", "passes" if finite.all() else "fails", finite.mean(), 1)
         for n in np.flatnonzero(~finite):
-            self.suspect(n, NOT_FINITE, 1, "its logits hold NaN or infinity")
+            self.suspect(int(n), NOT_FINITE, 1, "its logits hold NaN or infinity")
         self.duplicates()
         same = len(self.finite) > 1 and (self.P[self.finite] == self.P[self.finite[0]]).all()
         if len(self.finite) and not same:
@@ -463,32 +484,34 @@ class _Trial:
     def duplicates(self) -> None:
         pairs, y = near_duplicates(fingerprints(self.all.pictures)), self.labels
         two = np.zeros(len(pairs), bool) if y is None else y[pairs["first"]] != y[pairs["second"]]
+        row: Any  # its attributes are the table's columns
         for row, differ in zip(pairs.itertuples(), two, strict=True):
             for n, m in ((row.first, row.second), (row.second, row.first)):
                 text = f"nearly the same as {self.all.names[m]}"
-                text += f", which is labelled {self.classes[y[m]]}" if differ else ""
+                text += f", which is labelled {self.classes[y[m]]}" if y is not None and differ else ""
                 self.suspect(n, MISLABELLED if differ else DUPLICATE, row.similarity, text)
         self.say("near-duplicates", "fails" if two.any() else "warns" if len(pairs) else "passes", len(pairs), 0)
         self.step()
 
     def explain(self) -> None:
-        x, targets, maps = self.all.x[self.finite], torch.from_numpy(self.guess[self.finite]), []
+        x, targets = self.all.x[self.finite], torch.from_numpy(self.guess[self.finite])
+        parts = []
         size = at_once(x.shape[-1], x.device)
         for part, t in zip(x.split(size), targets.split(size), strict=True):
             result = explain(self.model, part, targets=t, method=self.method, layer=self.layer)
-            maps.append(result.maps.nan_to_num(0, 0, 0))
+            parts.append(result.maps.nan_to_num(0, 0, 0))
             self.where = result.layer
             if self.where != "the whole network":
                 names = self.where.split(" + ")  # for a network drawn anew has layers of its own
                 self.layer = names[0] if len(names) == 1 else names
-        maps = torch.cat(maps)
+        maps = torch.cat(parts)
         self.maps = torch.zeros(self.N, *maps.shape[1:], device=maps.device)
         self.maps[self.finite] = maps
         empty = self.maps.flatten(1).amax(1).cpu().numpy() == 0
         self.columns["empty"][self.finite] = empty[self.finite]
         self.shown = np.flatnonzero(~empty)
         for n in np.intersect1d(self.finite, np.flatnonzero(empty)):
-            self.suspect(n, EMPTY, 0, f"its map is zero everywhere: no evidence for {self.classes[self.guess[n]]}")
+            self.suspect(int(n), EMPTY, 0, f"its map is zero everywhere: no evidence for {self.classes[self.guess[n]]}")
         share = len(self.shown) / len(self.finite)
         self.say("maps not empty", "passes" if share >= 0.95 else "warns" if share >= 0.5 else "fails", share, 0.95)
         self.step()
@@ -516,7 +539,7 @@ class _Trial:
         self.say("calibration", "passes" if error.value <= bar else "warns", error, bar, accuracy=right.mean(), **words)
         self.label_errors(P, y)
 
-    def label_errors(self, P, y) -> None:
+    def label_errors(self, P: np.ndarray, y: np.ndarray) -> None:
         """Confident learning: sure of a class is who gives it more than the images get that are labelled with it."""
         own = P[np.arange(len(y)), y]
         threshold = np.full(P.shape[1], own.mean())
@@ -533,7 +556,7 @@ class _Trial:
         bar = poisson.ppf(0.95, (1 - p)[p > 0].sum()) if p.any() else 0
         self.say("labels", "passes" if len(found) <= bar else "warns", len(found), bar)
 
-    def weights(self, method, x, targets) -> None:
+    def weights(self, method: Explainer, x: torch.Tensor, targets: torch.Tensor) -> None:
         """The sanity check of Adebayo et al. (2018), with all layers drawn anew."""
         before, alike = self.maps[self.few], []
         for k in range(REDRAWN):
@@ -548,13 +571,13 @@ class _Trial:
         verdict = "passes" if value.high < 0.5 else "fails" if value.low >= 0.5 else "warns"
         self.say("maps depend on the weights", verdict, value, 0.5)
 
-    def needed(self, x, targets) -> None:
+    def needed(self, x: torch.Tensor, targets: torch.Tensor) -> None:
         """The three scores of the maps against those of maps that know nothing, image by image."""
         maps = self.maps[self.few]
         # Noise as fine as the pixels would spoil every picture at once: it is as coarse as the map.
         noise = torch.rand(maps.shape, generator=torch.Generator().manual_seed(self.seed)).to(maps)
         rivals = {"the map": maps, "a random map": noise, "the middle": centre_map(x)}
-        scores = {
+        scores: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
             "ROAD": lambda M: road(self.model, x, M, targets, shares=SHARES, seed=self.seed)[0],
             "deletion": lambda M: -deletion(self.model, x, M, targets, steps=16, seed=self.seed).area,
             "insertion": lambda M: insertion(self.model, x, M, targets, steps=16, seed=self.seed).area,
@@ -571,7 +594,7 @@ class _Trial:
             if name == "ROAD":
                 self.columns["road"][self.few] = got["the map"]
 
-    def stability(self, method, x, targets) -> None:
+    def stability(self, method: Explainer, x: torch.Tensor, targets: torch.Tensor) -> None:
         first, *others = views(method, self.model, x, targets, shift=max(1, min(x.shape[2:]) // 16))
         view = torch.stack([rank_correlation(other, first) for other in others]).numpy()
         null = torch.stack([rank_correlation(first, first.roll(k, 0)) for k in range(1, 6)]).numpy()
@@ -583,13 +606,13 @@ class _Trial:
         self.say("stable maps", verdict, value, 0.9)
         self.step()
 
-    def background(self, x, maps, guess) -> None:
+    def background(self, x: torch.Tensor, maps: torch.Tensor, guess: np.ndarray) -> None:
         masks, objects = self.all.masks, ("maps on the object", "needs the object")
         if masks is not None and masks[self.shown].any():
             self.untested("the object is known, and all around it is looked at", "border")
             return self.on_objects(x, maps, guess, masks[self.shown])
         self.untested("the data set has no masks of the objects in the size of the images", *objects)
-        border = frame(*x.shape[2:], BORDER).to(x.device)
+        border = frame(*size_of(x), BORDER).to(x.device)
         share = energy_inside(maps, border.expand(len(x), -1, -1)).double().cpu().numpy()
         self.columns["border"][self.shown] = share
         lost = self.lost(x, guess, border[None])
@@ -609,7 +632,7 @@ class _Trial:
         names = ", ".join(self.classes[c] for c in found)
         self.say("border", "warns" if found else "passes", len(found), 0, classes=names)
 
-    def on_objects(self, x, maps, guess, masks) -> None:
+    def on_objects(self, x: torch.Tensor, maps: torch.Tensor, guess: np.ndarray, masks: torch.Tensor) -> None:
         inside = energy_inside(maps, masks).double().cpu().numpy()
         area = masks.double().mean((1, 2)).cpu().numpy()
         need = self.lost(x, guess, masks) - self.lost(x, guess, ~masks)
@@ -621,7 +644,7 @@ class _Trial:
             ("needs the object", need, "The background is worth more to"),
         ):
             against = {c: _z(-values[guess == c]) for c in classes}
-            found = [c for c in sorted(classes, key=against.get, reverse=True) if against[c] > bar]
+            found = [c for c in sorted(classes, key=against.__getitem__, reverse=True) if against[c] > bar]
             names = f" {lead} {', '.join(self.classes[c] for c in found)}." if found else ""
             value = self.interval(values)
             verdict = "passes" if value.low > 0 else "fails" if value.high <= 0 else "warns"
@@ -631,7 +654,7 @@ class _Trial:
             text += f"background it loses {-need[k]:.0%} of probability more than without the object"
             self.suspect(self.shown[k], BACKGROUND, -need[k], text)
 
-    def lost(self, x, guess, where) -> np.ndarray:
+    def lost(self, x: torch.Tensor, guess: np.ndarray, where: torch.Tensor) -> np.ndarray:
         """The probability of the prediction that is lost when a part (N or 1, H, W) is taken from another image.
 
         Real pixels: blurred or grey ones would tell the shape of the hole, and a coloured frame survives a blur.
@@ -639,7 +662,7 @@ class _Trial:
         P = torch.softmax(self.logits(torch.where(where[:, None], x.roll(1, 0), x)).double(), 1).numpy()
         return self.P[self.shown, guess] - P[np.arange(len(guess)), guess]
 
-    def report(self, about: dict) -> Audit:
+    def report(self, about: dict[str, Any]) -> Audit:
         columns = ["verdict", "measure", "value", "low", "high", "bar", "why_this_bar", "meaning"]
         verdicts = pd.DataFrame.from_dict({t: self.rows[t] for t in TESTS}, orient="index", columns=columns)
         n, y, known = np.arange(self.N), self.labels, self.guess >= 0
@@ -654,7 +677,7 @@ class _Trial:
             "why": ["; ".join(text for *_, text in sorted(each)) for each in self.reasons],
         }
         gravest = [min(each)[:2] if each else (len(KINDS), 0.0) for each in self.reasons]
-        order = sorted(n, key=lambda k: (*gravest[k], self.all.places[k]))
+        order = sorted(range(self.N), key=lambda k: (*gravest[k], self.all.places[k]))
         first = [[k for k in order if gravest[k][0] == kind] for kind in KINDS]
         # A third of the room for each kind, and what is left for the gravest.
         chosen = [k for kind in first for k in kind[: SHOWN // 3]] + [k for kind in first for k in kind[SHOWN // 3 :]]

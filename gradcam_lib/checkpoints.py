@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -15,8 +16,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .optimizers import build_optimizers
 from .recipes import Recipe
 from .records import replacing
+from .stored import reading
 
 __all__ = ["State", "TrainingError", "best_epoch", "ends_the_run"]
+
+# What an optimiser keeps of each parameter.
+KEPT = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "SGD": ("momentum_buffer",), "Muon": ("momentum_buffer",)}
 
 
 class TrainingError(RuntimeError):
@@ -35,7 +40,9 @@ class State:
 
     def __init__(self, recipe: Recipe, model: nn.Module, device: torch.device):
         self.recipe, self.model = recipe, model
-        self.history, self.kept, self.step, self.sums = [], {}, 0, [0.0] * 4
+        self.history: list[dict[str, Any]] = []
+        self.kept: dict[str, torch.Tensor] = {}
+        self.step, self.sums = 0, [0.0] * 4
         self.optimizers = build_optimizers(recipe, model)
         self.average = None
         if recipe.ema is not None:
@@ -52,7 +59,7 @@ class State:
         """The weights to be returned: the best epoch's, or without patience those that were tested last."""
         return self.tested.state_dict() if self.recipe.patience is None else self.kept
 
-    def end_epoch(self, row: dict) -> None:
+    def end_epoch(self, row: dict[str, Any]) -> None:
         """Add a row to the history, and keep the weights where patience asks for the best epoch's and it is this."""
         self.history.append(row)
         self.step, self.sums = 0, [0.0] * 4
@@ -83,35 +90,76 @@ class State:
         """Go on from a checkpoint, where there is one. Raises ValueError for a damaged one, or another recipe's."""
         if not file.is_file():
             return
-        parts = {"model": {}, "average": {}, "kept": {}, "optimizer": {}}
-        try:
+        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}, "kept": {}, "optimizer": {}}
+
+        def damaged(why: str) -> ValueError:
+            return ValueError(f"{file} is no checkpoint of this version ({why}). Delete it to start afresh.")
+
+        with reading(damaged):
             with safe_open(file, framework="pt") as stored:
                 about = {name: json.loads(value) for name, value in stored.metadata().items()}
                 for key in stored.keys():
                     part, name = key.split("/", 1)
                     parts[part][name] = stored.get_tensor(key)
-            recipe, history, step, sums = (about[name] for name in ("recipe", "history", "step", "sums"))
-            recipe = Recipe(**recipe)
-        except (OSError, SafetensorError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"{file} is no checkpoint of this version ({error}). Delete it to start afresh."
-            ) from error
+            history, step, sums = (about[name] for name in ("history", "step", "sums"))
+            recipe = Recipe(**about["recipe"])
         if recipe != self.recipe:
             raise ValueError(f"{file} belongs to another recipe. Delete it to start afresh, or choose another folder.")
+        with reading(damaged):
+            _check_progress(history, step, sums)
+            states = self._states(parts["optimizer"])
+            self._check_weights(parts, bool(history))
+            self.scaler.load_state_dict(about["scaler"])
         self.model.load_state_dict(parts["model"])
         if self.average is not None:
             self.average.load_state_dict(parts["average"])
-        states = [{} for _ in self.optimizers]
-        for key, tensor in parts["optimizer"].items():
-            number, i, name = key.split("/")
-            states[int(number)].setdefault(int(i), {})[name] = tensor
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        self.scaler.load_state_dict(about["scaler"])
         self.history, self.kept, self.step, self.sums = history, parts["kept"], step, sums
 
+    def _check_weights(self, parts: dict[str, dict[str, torch.Tensor]], kept: bool) -> None:
+        expected = {"model": _kinds(self.model.state_dict()), "kept": {}, "average": {}}
+        if self.average is not None:
+            expected["average"] = _kinds(self.average.state_dict())
+        if kept and self.recipe.patience is not None:
+            expected["kept"] = _kinds(self.tested.state_dict())
+        for part, kinds in expected.items():
+            if _kinds(parts[part]) != kinds:
+                raise ValueError(f"its {part} is not of this network")
 
-def best_epoch(history: list[dict]) -> int:
+    def _states(self, tensors: dict[str, torch.Tensor]) -> list[dict[int, dict[str, torch.Tensor]]]:
+        """What each optimiser keeps of each parameter, by its number; of some nothing."""
+        states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in self.optimizers]
+        for key, tensor in tensors.items():
+            number, parameter, name = key.split("/")
+            states[int(number)].setdefault(int(parameter), {})[name] = tensor
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            for i, kept in state.items():
+                kind = _kinds({"": parameters[i]})[""]
+                expected = dict.fromkeys(KEPT[type(optimizer).__name__], kind)
+                if "step" in expected:
+                    expected["step"] = ((), torch.float32)
+                if i < 0 or _kinds(kept) != expected:
+                    raise ValueError("its optimizer is not of this network")
+        return states
+
+
+def _kinds(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _check_progress(history: object, step: object, sums: object) -> None:
+    def numbers(values: list[object]) -> bool:
+        return all(isinstance(value, int | float) for value in values)
+
+    rows = isinstance(history, list) and all(numbers([row["epoch"], row["validation_accuracy"]]) for row in history)
+    totals = isinstance(sums, list) and len(sums) == 4 and numbers(sums)
+    if not (rows and totals and isinstance(step, int) and step >= 0):
+        raise ValueError("it does not say how far it came")
+
+
+def best_epoch(history: list[dict[str, Any]]) -> int:
     """The epoch of the best validation accuracy so far, the first among equals."""
     return max(history, key=lambda row: (row["validation_accuracy"], -row["epoch"]))["epoch"]
 

@@ -202,7 +202,7 @@ def explain(
     Example: gradcam-lib explain cat.jpg -m resnet18 --grid methods -o grid.png
     """
     from .pictures import explain_pictures, find_pictures
-    from .quality import printable
+    from .stored import printable
 
     varied = {"methods": "method", "classes": "targets", "layers": "layer"}.get(grid)
     chosen = {"method": method or [], "layer": list(map(number_or_name, layer or []))}

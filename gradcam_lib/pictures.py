@@ -23,9 +23,10 @@ from torch import nn
 
 from .batches import normalised
 from .cam import Explanation, explain
-from .images import ImageError, load_image, overlay
+from .images import ImageError, load_image, overlay, strict_pillow
 from .layers import list_layers
 from .records import replacing
+from .stored import read_json
 from .streaming import weights_digest
 
 __all__ = ["GRIDS", "Explained", "explain_pictures", "find_pictures", "grid_figure"]
@@ -236,9 +237,13 @@ def _named(source: Path | bytes) -> str:
 def _label(target: Path) -> dict:
     """What a file says of itself; nothing where it is not one of ours."""
     try:
-        with Image.open(target) as image:
-            return json.loads(image.info.get(LABEL, "{}"))
-    except (OSError, ValueError):  # no picture, or damaged
+        with strict_pillow(), Image.open(target) as image:
+            said = read_json(image.info[LABEL])
+            found = said["found"]
+            if found is not None:
+                str(Explained("", "there", found=found))  # what is said of it
+            return said
+    except Exception:  # of no picture, or a damaged one: anything
         return {}
 
 

@@ -10,9 +10,10 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -20,10 +21,14 @@ import pandas as pd
 from tqdm import tqdm
 
 from . import datasets
-from .datasets import DATASETS, ArrayDataset, DatasetError, load_dataset
+from .datasets import DATASETS, ArrayDataset, DatasetError, FolderSplit, Splits, load_dataset
 from .images import FORMATS, MAX_PIXELS, ImageError, load_image, strict_pillow
+from .stored import printable, read_array, reading
 
 __all__ = ["Description", "Fingerprints", "describe", "disputes", "fingerprints", "human_labels", "near_duplicates"]
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 THREADS = 4  # that read files; each holds one picture, of MAX_PIXELS at most
 EXTENSIONS = {  # the ones that each format may have; another is reported
@@ -111,7 +116,9 @@ def near_duplicates(
     return table.sort_values(["first", "second"], ignore_index=True)
 
 
-def _matches(first, second, max_distance, min_similarity) -> Iterator[np.ndarray]:
+def _matches(
+    first: Fingerprints, second: Fingerprints | None, max_distance: int, min_similarity: float
+) -> Iterator[np.ndarray]:
     """The pairs, block by block: (4, pairs) arrays of two indices, distance and similarity."""
     (rows, a), (columns, b) = _signs(first), _signs(first if second is None else second)
     for r in tqdm(range(0, len(rows), BLOCK), desc="comparing hashes", delay=1):
@@ -160,16 +167,20 @@ def human_labels() -> np.ndarray | None:
     for file in (place / "cifar10h-counts.npy" for place in places):
         if not file.is_file():
             continue
-        try:
-            counts = np.load(file)
-        except (OSError, ValueError, EOFError) as error:
-            raise DatasetError(f"{file} cannot be read ({error}); fetch it again.") from error
-        if counts.shape != (10_000, 10) or counts.dtype.kind not in "iu" or (counts.sum(axis=1) == 0).any():
+        with _read_by_hand(file):
+            counts = read_array(file)
+        whole = counts.shape == (10_000, 10) and counts.dtype.kind in "iu"
+        if not whole or (counts < 0).any() or (counts.sum(axis=1) == 0).any():
             raise DatasetError(
                 f"{file} is not the counts of CIFAR-10H: (10000, 10) whole numbers, none of its rows empty."
             )
         return counts
     return None
+
+
+def _read_by_hand(file: Path) -> AbstractContextManager[None]:
+    """Of files that a person fetched."""
+    return reading(lambda why: DatasetError(f"{file} cannot be read ({why}); fetch it again."))
 
 
 BOXES = {"airplanes": "airplane", "Faces": "face", "Motorbikes": "motorcycle"}  # folder of Caltech-101: file of boxes
@@ -193,11 +204,11 @@ def object_boxes() -> pd.DataFrame | None:
     tables = []
     for folder, name in BOXES.items():
         file = place / f"{name}.csv"
-        try:
+        with _read_by_hand(file):
             table = pd.read_csv(file, names=["file", "x0", "y0", "x1", "y1", "class"], dtype={"file": str})
+            if table["file"].isna().any():
+                raise ValueError("a row of it names no picture")
             corners = table[["x0", "y0", "x1", "y1"]].astype(np.int64)
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"{file} cannot be read ({error}); fetch it again.") from error
         if not len(table) or (corners["x0"] > corners["x1"]).any() or (corners["y0"] > corners["y1"]).any():
             raise DatasetError(f"{file} holds no boxes, or one whose first corner is not above and left of its second.")
         tables.append(corners.set_index(folder + "/" + table["file"]))
@@ -273,7 +284,7 @@ class Description:
         groups = self.pictures.groupby(["format", "mode"])["bytes"]
         return groups.agg(pictures="count", bytes="sum").reset_index()
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         """What `print` shows, and every problem, as dictionaries and lists."""
         return {
             "source": self.source,
@@ -286,7 +297,7 @@ class Description:
             "problems": self.problems.to_dict("records"),
         }
 
-    def __str__(self):
+    def __str__(self) -> str:
         n = len(self.pictures)
         classes = f" in {len(self.classes):,} classes" if len(self.classes) else ""
         lines = [f"{self.source}: {n:,} pictures{classes}, {_bytes(self.pictures['bytes'].sum())}"]
@@ -371,6 +382,9 @@ class Place(NamedTuple):
     label: str
 
 
+Digest = bytes  # inside of Facts, `bytes` is another thing
+
+
 class Facts(NamedTuple):
     """What is kept of a picture that could be read."""
 
@@ -381,7 +395,7 @@ class Facts(NamedTuple):
     bytes: int
     stored_grey: bool
     looks_grey: bool
-    digest: bytes  # of its pixels
+    digest: Digest  # of its pixels
     prints: Fingerprints
 
 
@@ -393,14 +407,14 @@ class Problem(NamedTuple):
 
 def _facts(pixels: np.ndarray, format: str, mode: str, size: int) -> Facts:
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     looks_grey = bool((pixels == pixels[..., :1]).all())
     stored_grey = mode in GREY_MODES or mode.startswith("I;16")
     height, width = pixels.shape[:2]
     return Facts(width, height, format, mode, size, stored_grey, looks_grey, digest.digest(), fingerprints([pixels]))
 
 
-def _describe_arrays(source, splits) -> Description:
+def _describe_arrays(source: str, splits: Splits) -> Description:
     places, pictures = [], []
     for part in ("train", "validation", "test"):
         data = getattr(splits, part)
@@ -412,7 +426,7 @@ def _describe_arrays(source, splits) -> Description:
     return _description(source, places, results, splits.classes, [])
 
 
-def _describe_folder(source, folder, classes=None) -> Description:
+def _describe_folder(source: str, folder: Path, classes: Sequence[str] | None = None) -> Description:
     files, folders, problems = _walk(folder)
     if not (files or problems):
         raise DatasetError(f"The folder {str(folder)!r} holds no file.")
@@ -440,10 +454,10 @@ def _walk(folder: Path) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]], l
     """
     files, folders, problems = [], [], []
 
-    def left_out(kind, path, what):
+    def left_out(kind: str, path: Sequence[str], what: str) -> None:
         problems.append(Problem(kind, [printable("/".join(path))], what))
 
-    def failed(error):
+    def failed(error: OSError) -> None:
         path = Path(error.filename).relative_to(folder).parts
         left_out("unreadable", path or (".",), f"the folder cannot be listed ({error.strerror})")
 
@@ -469,12 +483,7 @@ def _walk(folder: Path) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]], l
     return files, folders, problems
 
 
-def printable(name: str) -> str:
-    """A name that can be printed: line feeds, and bytes that are no UTF-8, as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
-def _in_threads(work: Callable, items: list, title: str) -> list:
+def _in_threads(work: Callable[[Item], Found], items: list[Item], title: str) -> list[Found]:
     pool = ThreadPoolExecutor(THREADS)
     try:
         return list(tqdm(pool.map(work, items), total=len(items), desc=title, unit=" files"))
@@ -511,7 +520,7 @@ def _without_name(error: ImageError, path: Path) -> str:
     return str(error).removeprefix(f"{os.fspath(path)!r}: ").rsplit("; ", 1)[0]
 
 
-def _header(file, format: str) -> tuple[str, int]:
+def _header(file: IO[bytes], format: str) -> tuple[str, int]:
     """The mode and the number of pixels as the header gives them; nothing where it is damaged: load_image says how."""
     file.seek(0)
     with strict_pillow():
@@ -522,9 +531,15 @@ def _header(file, format: str) -> tuple[str, int]:
             return "", 0
 
 
-def _description(source, places, results, classes, problems) -> Description:
+def _description(
+    source: str,
+    places: list[Place],
+    results: list[Facts] | list[Facts | tuple[str, str]],
+    classes: Sequence[str],
+    left_out: list[Problem],
+) -> Description:
     """Tables from what was found in each place."""
-    problems = list(problems)
+    problems = list(left_out)
     good = []
     for place, result in zip(places, results, strict=True):
         if isinstance(result, Facts):
@@ -546,7 +561,8 @@ def _description(source, places, results, classes, problems) -> Description:
     loose = [p.name for p, _ in good if not p.label]
     if loose and len(classes):
         problems.append(Problem("no class", loose, "beside the class folders, so without a label"))
-    for name, n in table.iterrows():
+    for key, n in table.iterrows():
+        name = str(key)
         if n["pictures"] == 0:
             problems.append(Problem("empty class", [name], "no picture of it could be read"))
         elif missing := list(n.index[n == 0]):
@@ -554,13 +570,14 @@ def _description(source, places, results, classes, problems) -> Description:
         if n["pictures"] == 1:
             problems.append(Problem("one picture", [name], "a class of one picture cannot be split"))
     problems += _duplicates(good)
-    problems = pd.DataFrame(problems, columns=Problem._fields).sort_values("kind", kind="stable", ignore_index=True)
-    return Description(source, pictures, table, problems)
+    found = pd.DataFrame(problems, columns=Problem._fields).sort_values("kind", kind="stable", ignore_index=True)
+    return Description(source, pictures, table, found)
 
 
 def _duplicates(good: list[tuple[Place, Facts]]) -> Iterator[Problem]:
     """Groups of pictures with the same pixels, then groups of those that are nearly the same."""
-    same, prints = {}, []
+    same: dict[Digest, list[Place]] = {}
+    prints = []
     for place, facts in good:
         if facts.digest not in same:
             prints.append(facts.prints)  # of one of each: a thousand copies are not half a million pairs
@@ -570,8 +587,8 @@ def _duplicates(good: list[tuple[Place, Facts]]) -> Iterator[Problem]:
         if len(places) > 1:
             yield _group("duplicate", places, "the same pixels")
     if prints:
-        prints = Fingerprints(*(np.concatenate(column) for column in zip(*prints, strict=True)))
-        for group in _connected(_matches(prints, None, MAX_DISTANCE, MIN_SIMILARITY)):
+        every = Fingerprints(*(np.concatenate(column) for column in zip(*prints, strict=True)))
+        for group in _connected(_matches(every, None, MAX_DISTANCE, MIN_SIMILARITY)):
             yield _group("near-duplicate", [place for k in group for place in copies[k]], "nearly the same")
 
 
@@ -586,9 +603,9 @@ def _group(kind: str, places: list[Place], what: str) -> Problem:
 
 def _connected(blocks: Iterable[np.ndarray]) -> list[list[int]]:
     """Groups in which each is paired with another one, from blocks of pairs."""
-    leader = {}
+    leader: dict[int, int] = {}
 
-    def find(k):
+    def find(k: int) -> int:
         while leader.setdefault(k, k) != k:
             leader[k] = k = leader[leader[k]]
         return k
@@ -597,7 +614,7 @@ def _connected(blocks: Iterable[np.ndarray]) -> list[list[int]]:
         for i, j in block[:2].T.astype(int).tolist():
             i, j = find(i), find(j)
             leader[max(i, j)] = min(i, j)
-    groups = {}
+    groups: dict[int, list[int]] = {}
     for k in sorted(leader):
         groups.setdefault(find(k), []).append(k)
     return list(groups.values())

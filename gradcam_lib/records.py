@@ -10,10 +10,11 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 
 from .faults import writing
 from .recipes import RECIPES, REPORTED
+from .stored import read_array, read_json, reading
 
 __all__ = [
     "Record",
@@ -45,7 +47,7 @@ class Record:
     """
 
     name: str
-    run: dict
+    run: dict[str, Any]
     history: pd.DataFrame
     test_logits: np.ndarray | None = None
 
@@ -64,15 +66,17 @@ def read_record(name: str | Path) -> Record:
         known = sorted(f.parent.name for f in records_folder().glob("*/run.json"))
         raise ValueError(f"{str(name)!r} has not been measured. Measured are: {', '.join(known) or 'none'}.")
     logits = folder / "test_logits.npy"
-    try:
+    with _reading(folder):
         return Record(
             str(name),
-            json.loads((folder / "run.json").read_text()),
+            read_json(folder / "run.json"),
             pd.read_csv(folder / "history.csv"),
-            np.load(logits) if logits.is_file() else None,
+            read_array(logits) if logits.is_file() else None,
         )
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"The record in {folder} is damaged ({error}). Delete it, and measure again.") from error
+
+
+def _reading(folder: Path) -> AbstractContextManager[None]:
+    return reading(lambda why: ValueError(f"The record in {folder} is damaged ({why}). Delete it, and measure again."))
 
 
 def ledger() -> pd.DataFrame:
@@ -87,13 +91,12 @@ def ledger() -> pd.DataFrame:
     rows = []
     for name, recipe in RECIPES.items():
         files = [records_folder() / name / "run.json", *sorted(records_folder().glob(f"{name}-seed*/run.json"))]
-        runs = [json.loads(file.read_text()) for file in files if file.is_file()]
         metric = "test_mean_class_accuracy" if recipe.dataset.startswith("caltech") else "test_accuracy"
-        accuracy = pd.Series([run["metrics"][metric] for run in runs], dtype=float)
-        minutes = pd.Series([run["training_seconds"] / 60 for run in runs], dtype=float)
-        row = {"recipe": name, "reported": REPORTED.get(name, "")}
+        runs = [_measured(file, metric) for file in files if file.is_file()]
+        accuracy, minutes = (pd.Series([run[which] for run in runs], dtype=float) for which in ("accuracy", "minutes"))
+        row: dict[str, object] = {"recipe": name, "reported": REPORTED.get(name, "")}
         row |= {"measured": accuracy.mean(), "spread": accuracy.std(), "seeds": len(runs), "minutes": minutes.mean()}
-        row["hardware"] = ", ".join(dict.fromkeys(_place(run) for run in runs))
+        row["hardware"] = ", ".join(dict.fromkeys(run["hardware"] for run in runs))
         row["date"] = max((run["date"] for run in runs), default="")
         rows.append(row | {"command": f"gradcam-lib train {name}"})
     return pd.DataFrame(rows)
@@ -103,20 +106,29 @@ def other_measurements() -> pd.DataFrame:
     """The records that are not of recipes, a row each: where, when, and the command that measures them again."""
     rows = []
     for file in sorted(records_folder().glob("*/run.json")):
-        run = json.loads(file.read_text())
-        if "training_seconds" not in run:
-            rows.append(
-                {"record": file.parent.name, "hardware": _place(run), "date": run["date"], "command": run["command"]}
-            )
+        with _reading(file.parent):
+            run = read_json(file)
+            if "training_seconds" not in run:
+                about = {"hardware": _place(run), "date": run["date"], "command": run["command"]}
+                rows.append({"record": file.parent.name, **about})
     return pd.DataFrame(rows)
 
 
-def _place(run: dict) -> str:
+def _measured(file: Path, metric: str) -> dict[str, Any]:
+    with _reading(file.parent):
+        run = read_json(file)
+        accuracy, minutes = float(run["metrics"][metric]), float(run["training_seconds"]) / 60
+        return {"accuracy": accuracy, "minutes": minutes, "hardware": _place(run), "date": str(run["date"])}
+
+
+def _place(run: dict[str, Any]) -> str:
     threads = run.get("threads")
     return run["hardware"] + (f", {threads} thread{'s' * (threads > 1)}" if threads else "")
 
 
-def write_record(folder: Path, run: dict, history: pd.DataFrame, test_logits: np.ndarray | None = None) -> None:
+def write_record(
+    folder: Path, run: dict[str, Any], history: pd.DataFrame, test_logits: np.ndarray | None = None
+) -> None:
     """Write a record. `run.json` comes last, so that a folder that has one is whole."""
     with replacing(folder / "history.csv") as scratch:
         history.to_csv(scratch, index=False)
@@ -173,7 +185,7 @@ def replacing(file: Path) -> Iterator[Path]:
             scratch.unlink(missing_ok=True)
 
 
-def describe_machine(device: torch.device) -> dict:
+def describe_machine(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, for a record: what a reader needs to judge a time or to look for a difference."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),

@@ -13,17 +13,19 @@ import multiprocessing
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import nn
@@ -33,7 +35,8 @@ from tqdm import tqdm
 
 from .cam import Explanation, explain, unwrapped
 from .faults import writing
-from .targets import check_names
+from .stored import read_json, reading
+from .targets import Targets, check_names
 
 __all__ = ["Streamed", "explain_dataset", "read_maps"]
 
@@ -60,6 +63,10 @@ BATCH_SIZE = 32  # where a data set is given and no loader
 ENDS = ("first_image", "last_image")  # of the data set, by which it is known again
 HOPELESS = 100  # images in a row that cannot be read, in whole batches: then the fault lies elsewhere
 
+Item = tuple[int, Any, str | None]  # of a data set: its index, and what it is or why it cannot be read
+Batch = tuple[list[int], dict[int, str], Any]  # indices, why some cannot be read, and the others together
+Parts = dict[int, tuple[dict[str, Any], dict[str, Any]]]  # by their numbers, what made them, and what is said of each
+
 
 @dataclass(frozen=True)
 class Streamed:
@@ -79,13 +86,13 @@ class Streamed:
 
 def explain_dataset(
     model: nn.Module,
-    loader: DataLoader | Dataset,
+    loader: DataLoader[Any] | Dataset[Any],
     out: Path | str,
     *,
-    targets: int | str | Sequence | torch.Tensor | Callable | None = None,
+    targets: Targets = None,
     shard_size: int = 1024,
     progress: bool = True,
-    **options,
+    **options: Any,
 ) -> Streamed:
     """Maps and scores of every image of a data set, in files that pandas, pyarrow and `read_maps` read.
 
@@ -127,8 +134,9 @@ def explain_dataset(
     """
     model = unwrapped(model)
     loader = _loader(loader, on_gpu=_device(model).type == "cuda")
-    N, out, step = len(loader.dataset), Path(out), loader.batch_size
-    if hasattr(targets, "tolist"):  # a tensor or an array
+    data: Any = loader.dataset
+    N, out, step = len(data), Path(out), loader.batch_size or BATCH_SIZE
+    if isinstance(targets, torch.Tensor | np.ndarray):
         targets = targets.tolist()
     if isinstance(targets, list | tuple) and len(targets) != N:
         raise ValueError(f"There are {len(targets)} targets for the {N} images of the data set. Give one for each.")
@@ -144,7 +152,7 @@ def explain_dataset(
     share = {s: range(N)[s * shard_size : (s + 1) * shard_size] for s in range(rank, -(-N // shard_size), world)}
     missing = {s: images for s, images in share.items() if s not in there}
     total, to_do = (sum(map(len, some.values())) for some in (share, missing))
-    failed = {int(i): why for s in share if s in there for i, why in there[s][1]["failed"].items()}
+    failed = {i: why for s in share if s in there for i, why in there[s][1]["failed"].items()}
     in_a_row = not_finite = 0
     # The first and the last image come by the same way as all others: a data set that opens its file at the first
     # reading must do so in the reading processes, not in this one.
@@ -160,7 +168,8 @@ def explain_dataset(
             run[end] = None if errors else _digest(_images_and_labels(batch))
         _compare(run, there, out)
         for s, images in missing.items():
-            rows, part = [], {"layer": None, "failed": {}}
+            rows: list[pa.Table] = []
+            part: dict[str, Any] = {"layer": None, "failed": {}}
             for indices, errors, batch in islice(reader, -(-len(images) // step)):
                 good = [i for i in indices if i not in errors]
                 if good:
@@ -179,7 +188,7 @@ def explain_dataset(
                         "written; run this again once they can be read."
                     )
                 bar.update(len(indices))
-            _write(out / f"part-{s:06d}.parquet", rows, run, part)
+            _write(_file(out, s), rows, run, part)
             failed |= part["failed"]
     there = _parts(out)
     _compare(run, there, out)  # again, for two different runs may have begun at the same time
@@ -209,9 +218,13 @@ def read_maps(out: Path | str) -> tuple[pd.DataFrame, torch.Tensor]:
 
     Raises ValueError where the folder holds no maps, or maps of several sizes.
     """
-    if not _parts(Path(out)):
+    if not (parts := _parts(Path(out))):
         raise ValueError(f"{out} holds no maps. explain_dataset writes them.")
-    table = pq.read_table(out)
+    tables = []
+    for file in (_file(Path(out), s) for s in sorted(parts)):
+        with _reading(file):
+            tables.append(_table_in(file))
+    table = pa.concat_tables(tables)
     sizes = {(h, w) for h, w in zip(*(table[c].to_pylist() for c in ("map_height", "map_width")), strict=True) if h}
     if len(sizes) > 1:
         raise ValueError(f"The maps in {out} have several sizes: {sorted(sizes)}. Read them with pandas.")
@@ -238,9 +251,9 @@ def _device(model: nn.Module) -> torch.device:
 # --- reading ---
 
 
-def _loader(given, on_gpu: bool) -> DataLoader:
+def _loader(given: DataLoader[Any] | Dataset[Any], on_gpu: bool) -> DataLoader[Any]:
     """The loader whose settings count. Raises ValueError for one that has no order that we may replace by our own."""
-    data = given.dataset if isinstance(given, DataLoader) else given
+    data: Any = given.dataset if isinstance(given, DataLoader) else given
     if isinstance(data, IterableDataset) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         raise ValueError(
             f"{type(data).__name__} has no index, so a run could not go on after a kill. Give a data set with "
@@ -260,13 +273,13 @@ def _loader(given, on_gpu: bool) -> DataLoader:
     return given
 
 
-class _Marked(Dataset):
+class _Marked(Dataset[Item]):
     """A data set whose items say whether they could be read: (index, item or None, error or None)."""
 
-    def __init__(self, dataset):
+    def __init__(self, dataset: Any):
         self.dataset = dataset
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> Item:
         try:
             return i, self.dataset[i], None
         except Exception as error:
@@ -279,20 +292,20 @@ class _Marked(Dataset):
 class _Collate:
     """A batch of marked items: their indices, {index: error} of those that failed, and the others as one batch."""
 
-    collate_fn: Callable
+    collate_fn: Callable[[list[Any]], Any]
 
-    def __call__(self, items):
+    def __call__(self, items: list[Item]) -> Batch:
         good = [item for _, item, error in items if error is None]
         errors = {i: error for i, _, error in items if error is not None}
         return [i for i, _, _ in items], errors, self.collate_fn(good) if good else None
 
 
-def _read(loader: DataLoader, batches: Iterable[range]) -> Iterator[tuple]:
+def _read(loader: DataLoader[Any], batches: Iterable[range]) -> Generator[Batch]:
     """Each of the batches of indices, read: by a thread, so that the next one is at hand when this one is computed."""
     taken = ("num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor")
     ours = DataLoader(
         _Marked(loader.dataset),
-        batch_sampler=batches,
+        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of indices will do
         collate_fn=_Collate(loader.collate_fn),
         generator=torch.Generator().manual_seed(0),  # otherwise it would draw from the global one
         **{name: getattr(loader, name) for name in taken},
@@ -305,7 +318,7 @@ def _read(loader: DataLoader, batches: Iterable[range]) -> Iterator[tuple]:
             yield batch
 
 
-def _images_and_labels(batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _images_and_labels(batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The images, and their labels (N,) int64 where there are such."""
     if isinstance(batch, dict):
         images = batch.get("image", batch.get("pixel_values"))
@@ -320,13 +333,15 @@ def _images_and_labels(batch) -> tuple[torch.Tensor, torch.Tensor | None]:
             "are an image, (image, label, ...), or a dict with image and label."
         )
     is_label = isinstance(labels, torch.Tensor) and labels.shape == images.shape[:1] and not labels.is_floating_point()
-    return images, labels.long() if is_label else None
+    return images, labels.long() if labels is not None and is_label else None
 
 
 # --- computing ---
 
 
-def _explain(model, batch, indices, targets, step, options) -> tuple[Explanation, torch.Tensor | None]:
+def _explain(
+    model: nn.Module, batch: Any, indices: list[int], targets: Any, step: int, options: dict[str, Any]
+) -> tuple[Explanation, torch.Tensor | None]:
     images, labels = _images_and_labels(batch)
     if len(images) != len(indices):
         raise ValueError(f"The loader's collate_fn made {len(images)} images of {len(indices)}. It must keep each one.")
@@ -353,7 +368,9 @@ def _explain(model, batch, indices, targets, step, options) -> tuple[Explanation
         return explain(model, images, targets=targets, **options), labels
 
 
-def _rows(indices: list[int], labels, result: Explanation, names) -> pa.Table:
+def _rows(
+    indices: list[int], labels: torch.Tensor | None, result: Explanation, names: Sequence[str] | None
+) -> pa.Table:
     """A row for each of the first n images and each of its T classes."""
     n = len(indices)
     maps = result.maps[:n].detach().float().cpu()
@@ -361,7 +378,7 @@ def _rows(indices: list[int], labels, result: Explanation, names) -> pa.Table:
     maps = maps.reshape(n * T, *maps.shape[-2:])
     h, w = maps.shape[1:]
     flat = pa.array(maps.flatten().numpy())
-    columns = {
+    columns: dict[str, Any] = {
         "index": np.repeat(indices, T),
         "t": np.tile(np.arange(T), n),
         "score": result.scores[:n].detach().float().flatten().cpu().numpy(),
@@ -374,7 +391,7 @@ def _rows(indices: list[int], labels, result: Explanation, names) -> pa.Table:
         columns["label"] = labels.repeat_interleave(T).numpy()
     if result.targets is not None:
         columns["target"] = result.targets[:n].flatten().cpu().numpy()
-        if names is not None:
+        if names is not None and isinstance(result.logits, torch.Tensor):
             check_names(names, result.logits.shape[1])
             columns["target_name"] = [str(names[c]) for c in columns["target"]]
     if isinstance(result.logits, torch.Tensor) and result.logits.ndim == 2:
@@ -385,7 +402,7 @@ def _rows(indices: list[int], labels, result: Explanation, names) -> pa.Table:
     return _table(columns)
 
 
-def _table(columns: dict) -> pa.Table:
+def _table(columns: dict[str, Any]) -> pa.Table:
     rows = len(columns["index"])
     arrays = [pa.array(columns[c.name], c.type) if c.name in columns else pa.nulls(rows, c.type) for c in SCHEMA]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
@@ -394,7 +411,7 @@ def _table(columns: dict) -> pa.Table:
 # --- files ---
 
 
-def _write(file: Path, rows: list[pa.Table], run: dict, part: dict) -> None:
+def _write(file: Path, rows: list[pa.Table], run: dict[str, Any], part: dict[str, Any]) -> None:
     table = pa.concat_tables(rows)
     if part["failed"]:
         table = table.sort_by([("index", "ascending"), ("t", "ascending")])
@@ -417,28 +434,54 @@ def _write(file: Path, rows: list[pa.Table], run: dict, part: dict) -> None:
             scratch.unlink(missing_ok=True)
 
 
-def _parts(out: Path) -> dict[int, tuple[dict, dict]]:
+def _file(out: Path, s: int) -> Path:
+    return out / f"part-{s:06d}.parquet"
+
+
+def _reading(file: Path) -> AbstractContextManager[None]:
+    return reading(lambda why: ValueError(f"{file} is damaged ({why}). Delete it, and explain its images again."))
+
+
+def _table_in(file: Path) -> pa.Table:
+    """The rows of a part. Raises ValueError where a map has not the size that is said of it."""
+    with pq.ParquetFile(file) as opened:
+        table = opened.read()
+    table.validate(full=True)
+    h, w = (table[name].to_numpy() for name in ("map_height", "map_width"))  # NaN where there is no map
+    if (
+        (h <= 0).any()
+        or (w <= 0).any()
+        or not np.array_equal(h * w, pc.list_value_length(table["map"]), equal_nan=True)
+    ):
+        raise ValueError(f"{file.name} has a map that is not of the size that it says")
+    return table
+
+
+def _parts(out: Path) -> Parts:
     """The number of each part that is there whole, with its metadata. Raises ValueError for files of something else."""
     found = {}
     for file in sorted(out.glob("*.parquet")):
         name = re.fullmatch(r"part-(\d+)\.parquet", file.name)
         try:
-            about = pq.read_schema(file).metadata or {}
-        except (pa.ArrowInvalid, OSError):
-            about = None
-        if name and about is None:
-            continue  # damaged, as by a power failure: it is made again
-        if not name or b"gradcam_lib" not in about:
+            schema = pq.read_schema(file)
+        except Exception:  # of a damaged file: anything
+            schema = None
+        if name and schema is None:
+            continue  # as by a power failure: it is made again
+        if not name or not schema.equals(SCHEMA) or b"gradcam_lib" not in (schema.metadata or {}):
             raise ValueError(f"{file} is not from explain_dataset. Choose a folder of its own for the maps.")
-        found[int(name[1])] = json.loads(about[b"gradcam_lib"]), json.loads(about[b"gradcam_lib.part"])
+        with _reading(file):
+            run, part = (read_json(schema.metadata[key]) for key in (b"gradcam_lib", b"gradcam_lib.part"))
+            part["failed"] = {int(i): str(why) for i, why in part["failed"].items()}
+        found[int(name[1])] = run, part
     return found
 
 
-def _describe(model: nn.Module, N: int, shard_size: int, targets, options: dict) -> dict:
+def _describe(model: nn.Module, N: int, shard_size: int, targets: Any, options: dict[str, Any]) -> dict[str, Any]:
     """All that decides the maps, as plain data. What decides the speed alone may differ when a run goes on."""
-    arguments = inspect.signature(explain).bind(model, None, targets=targets, **options)
-    arguments.apply_defaults()
-    arguments = {k: v for k, v in arguments.arguments.items() if k not in ("model", "images", "batch_size")}
+    bound = inspect.signature(explain).bind(model, None, targets=targets, **options)
+    bound.apply_defaults()
+    arguments = {k: v for k, v in bound.arguments.items() if k not in ("model", "images", "batch_size")}
     return {"weights": weights_digest(model), "count": N, "shard_size": shard_size} | {
         k: _plain(v, model) for k, v in arguments.items()
     }
@@ -449,7 +492,7 @@ def weights_digest(model: nn.Module) -> str:
     return _digest(list(model.state_dict().values()))
 
 
-def _plain(value, model: nn.Module):
+def _plain(value: Any, model: nn.Module) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, nn.Module):
@@ -460,14 +503,14 @@ def _plain(value, model: nn.Module):
     return value.tolist() if hasattr(value, "tolist") else getattr(value, "__qualname__", type(value).__name__)
 
 
-def _digest(value) -> str:
+def _digest(value: Any) -> str:
     """The first 16 digits of the SHA-256 of tensors and plain values, nested."""
     sha = hashlib.sha256()
 
-    def add(x):
+    def add(x: Any) -> None:
         if isinstance(x, torch.Tensor):
             sha.update(f"{tuple(x.shape)} {x.dtype}".encode())
-            sha.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            sha.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(x, list | tuple | dict):
             for each in x.items() if isinstance(x, dict) else x:
                 add(each)
@@ -478,7 +521,7 @@ def _digest(value) -> str:
     return sha.hexdigest()[:16]
 
 
-def _compare(run: dict, there: dict[int, tuple[dict, dict]], out: Path) -> None:
+def _compare(run: dict[str, Any], there: Parts, out: Path) -> None:
     for other, _ in there.values():
         # An image that could not be read then, or cannot now, is no sign of another data set.
         known = [k for k in run if not (k in ENDS and None in (run[k], other.get(k)))]

@@ -598,18 +598,29 @@ def npy(array):
     return file.getvalue()
 
 
+def npz(array):
+    np.savez(file := io.BytesIO(), array)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("file", "content", "reason"),
     [
         ("about.json", b"", "Expecting value"),
-        ("about.json", b"[1]", "about.json does not say its classes and its digest"),
-        ("about.json", b"{}", "about.json does not say its classes"),
+        ("about.json", b"[1]", "its JSON is a list, not named values"),
+        ("about.json", b"{}", "it does not say its 'classes'"),
+        ("about.json", b'{"classes": [1], "sha256": ""}', "its classes are not a list of names"),
+        ("about.json", b"[" * 50_000, "recursion"),
         ("images.npy", b"", "Cannot read|empty|EOF|No data left"),
         ("images.npy", None, "No such file"),
         ("labels.npy", npy(np.full(60, 10, np.uint8)), "labels from 10 to 10 for 10 classes"),
         ("labels.npy", npy(np.zeros(59, np.uint8)), r"labels \(59,\)"),
         ("images.npy", npy(np.zeros((60, 32, 32, 3))), r"images \(60, 32, 32, 3\) float64"),
         ("images.npy", npy(np.array(5, np.uint8)), r"images \(\) uint8"),
+        ("images.npy", npy(np.zeros((60, 4), np.uint8)), r"images \(60, 4\) uint8"),
+        ("labels.npy", npy(np.zeros(60)), r"labels \(60,\) float64"),
+        ("labels.npy", npz(np.zeros(60, np.uint8)), "magic string is not correct"),
+        ("masks.npy", npy(np.zeros((59, 32, 32), bool)), r"masks \(59, 32, 32\) bool"),
         ("labels.npy", npy(np.array([{1: 2}])), "Object arrays cannot be loaded"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -636,13 +647,20 @@ def test_tampered_pixels_of_a_stored_set_are_found_by_their_digest(cache, small,
         datasets.verify("cifar10")
 
 
+def vast_gif():
+    """Of 60,000 × 60,000 pixels, which Pillow refuses in words of its own."""
+    Image.new("P", (4, 4)).save(file := io.BytesIO(), "gif")
+    content = file.getvalue()
+    return content[:6] + struct.pack("<HH", 60_000, 60_000) + content[10:]
+
+
 def test_a_harmed_picture_of_a_stored_set_is_named(caltech, cache):
     caltech(each=2)
     found = gc.load_dataset("caltech256")
     part = next(part for part in (found.train, found.validation, found.test) if 20 in part.indices)
     i = int(np.flatnonzero(part.indices == 20)[0])
     file = sorted((cache / "caltech256").rglob("*.jpg"))[20]
-    for harm in (file.read_bytes()[:400], b"<html>", None):
+    for harm in (file.read_bytes()[:400], b"<html>", vast_gif(), None):
         file.unlink() if harm is None else file.write_bytes(harm)
         with pytest.raises(DatasetError, match="Picture 20 of .*caltech256 is damaged .*Delete that folder and load"):
             part[i]
@@ -787,3 +805,39 @@ def test_two_processes_fetch_the_files_of_a_package_once(npm, tmp_path):
     with pytest.raises(RuntimeError, match="holds no file package/c.woff"):
         npm_module.npm_files("fonts@1.0.0", 1, ["c.woff"], tmp_path / "cache" / "other")
     assert not (tmp_path / "cache" / "other").exists()
+
+
+@pytest.mark.parametrize("length", [0, 10, 60])
+def test_a_package_that_is_cut_short_gives_no_file(npm, tmp_path, length):
+    archive = archive_of(tmp_path / "fonts.tgz", ("package/b.woff", bytes(range(256))))
+    os.truncate(archive, length)
+    npm(f'cp "{archive}" "$5/fonts-1.0.0.tgz"')
+    with pytest.raises(RuntimeError, match="fonts@1.0.0 is damaged"):
+        npm_module.npm_files("fonts@1.0.0", 1, ["b.woff"], tmp_path / "cache" / "fonts")
+    assert not (tmp_path / "cache" / "fonts").exists()
+
+
+def sparse_archive(file, name):
+    """A tar of a kilobyte, whose one file is a hole of 2 TiB."""
+    entry = tarfile.TarInfo(name)
+    entry.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(entry.tobuf(tarfile.GNU_FORMAT)[:512])
+    header[483:495] = tarfile.itn(2**41, 12, tarfile.GNU_FORMAT)
+    header[148:156] = b"%06o\0 " % sum(header[:148] + b" " * 8 + header[156:])
+    file.write_bytes(bytes(header) + bytes(1024))
+    return file
+
+
+def test_a_hole_of_terabytes_is_no_file_of_a_package(npm, tmp_path):
+    archive = sparse_archive(tmp_path / "fonts.tgz", "package/b.woff")
+    npm(f'cp "{archive}" "$5/fonts-1.0.0.tgz"')
+    with pytest.raises(RuntimeError, match="is refused: its file package/b.woff is larger than"):
+        npm_module.npm_files("fonts@1.0.0", 1, ["b.woff"], tmp_path / "cache" / "fonts")
+
+
+def test_a_hole_of_terabytes_is_no_picture_of_an_archive(cache, tmp_path, monkeypatch):
+    sparse_archive(tmp_path / "101_ObjectCategories.tar", "101_ObjectCategories/ant/image_0001.jpg")
+    monkeypatch.setenv("GRADCAM_DATA", str(tmp_path))
+    monkeypatch.setitem(datasets.SOURCES, "caltech101", datasets.SOURCES["caltech101"][:1])
+    with pytest.raises(DatasetError, match="its entry '.*image_0001.jpg' is larger than any picture"):
+        gc.load_dataset("caltech101")

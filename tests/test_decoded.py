@@ -77,7 +77,7 @@ def test_they_are_decoded_once(photographs, monkeypatch):
     assert torch.equal(first.test[3][0], again.test[3][0])
 
 
-@pytest.mark.parametrize("harm", ["cut short", "of another version", "no places"])
+@pytest.mark.parametrize("harm", ["cut short", "of another version", "no places", "no numbers", "other places"])
 def test_damage_is_noticed(photographs, cache, harm):
     decode(photographs, 40)
     folder = cache / "caltech101-40px"
@@ -85,6 +85,10 @@ def test_damage_is_noticed(photographs, cache, harm):
         os.truncate(folder / "pixels.bin", 1000)
     elif harm == "no places":
         (folder / "places.npy").unlink()
+    elif harm in ("no numbers", "other places"):
+        places = np.load(folder / "places.npy")
+        places[3, 1] += 1  # the first one is now longer than the room before the next
+        np.save(folder / "places.npy", places.astype(str) if harm == "no numbers" else places)
     else:
         about = json.loads((folder / "about.json").read_text())
         (folder / "about.json").write_text(json.dumps(about | {"source_sha256": "1" * 64}))

@@ -5,6 +5,7 @@ import copy
 import hashlib
 import http.server
 import io
+import json
 import math
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 import zipfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -383,6 +384,20 @@ def test_weights_of_another_network_are_refused(torch_home, published, publish):
         gc.load_model("squeezenet1_1")
 
 
+@pytest.mark.parametrize("harm", ["cut short", "a short pickle", "no text"])
+def test_weights_that_are_damaged_under_a_forged_digest_are_refused(torch_home, published, publish, harm):
+    """What PyTorch's reader of plain tensors raises of such files is of several kinds."""
+    _, file = published
+    torch.save({"weight": torch.zeros(3)}, file)
+    whole = file.read_bytes()
+    file.write_bytes({"cut short": whole[:400], "a short pickle": b"\x80\x02", "no text": b"\x80\x02c\xb9\n\n."}[harm])
+    name = f"squeezenet1_1-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
+    file.rename(file.with_name(name))
+    publish(weights_url().replace(file.name, name))
+    with pytest.raises(WeightsError, match="holds something else than the tensors of 'squeezenet1_1'"):
+        gc.load_model("squeezenet1_1")
+
+
 def test_weights_of_a_gpu_are_weights(tmp_path):
     """A file that was saved from a GPU names it for each tensor; ours names none, so none has to be there."""
     net = build_model("report-cnn")
@@ -405,12 +420,30 @@ def test_weights_of_a_gpu_are_weights(tmp_path):
         ({"architecture": "report-cnn", "outputs": "10", "classes": '["cat"]'}, "it names 1 classes, and has 10 outp"),
         ({"architecture": "report-cnn", "outputs": "2", "classes": '["cat", "dog"]'}, "size mismatch for classifier"),
         ({"architecture": "report-cnn", "outputs": "10", "classes": "cat"}, "Expecting value"),
-        ({"architecture": "alexnet2", "outputs": "10", "classes": "[]"}, "There is no architecture 'alexnet2'"),
+        ({"architecture": "alexnet2", "outputs": "1", "classes": '["cat"]'}, "There is no architecture 'alexnet2'"),
         (
             {"architecture": "report-cnn", "outputs": "10", "classes": '["a","b","c","d","e","f","g","h","i","j"]'}
             | {"prepare": '{"side": 3}'},
             "unexpected keyword argument 'side'",
         ),
+        *(
+            (
+                {"architecture": "report-cnn", "outputs": "10", "classes": json.dumps(list("abcdefghij"))}
+                | {"prepare": json.dumps(asdict(Preparation(32, 32)) | prepare)},
+                "no picture can be prepared as it says",
+            )
+            for prepare in (
+                {"resize": None},
+                {"size": 2**31},
+                {"mean": "xyz"},
+                {"std": [1, 1]},
+                {"std": [0, 1, 1]},
+                {"interpolation": "none"},
+            )
+        ),
+        ({"architecture": "report-cnn", "outputs": "2", "classes": "[1, 2]"}, "its classes are not a list of names"),
+        ({"architecture": "report-cnn", "outputs": "999999999", "classes": '["cat"]'}, "it names 1 classes, and has 9"),
+        ({"architecture": "report-cnn", "outputs": "1", "classes": "[" * 50_000}, "recursion"),
     ],
 )
 def test_a_file_that_says_what_does_not_fit_is_refused(tmp_path, about, reason):

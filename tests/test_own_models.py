@@ -146,6 +146,26 @@ def test_a_function_of_your_own_gives_the_network(model, tmp_path, monkeypatch):
             gc.load_model(name)
 
 
+@pytest.mark.parametrize(
+    ("about", "reason"),
+    [
+        ("[1]", "its JSON is a list"),
+        ('{"classes": [1]}', "its classes are not a list of names"),
+        ('{"prepare": {"resize": 40}}', "missing 1 required positional argument"),
+        ('{"prepare": {"resize": 40, "size": 100000}}', "no picture can be prepared as it says"),
+        ("[" * 50_000, "recursion"),
+        (" " * 2**21, "it is too large"),
+    ],
+    ids=range(6),
+)
+def test_an_extra_file_that_is_damaged_is_named(about, reason, tmp_path):
+    with zipfile.ZipFile(file := tmp_path / "net.pt2", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("net/archive_format", "pt2")
+        archive.writestr("net/extra/gradcam_lib.json", about)
+    with pytest.raises(ValueError, match=f"net.pt2 has an extra file gradcam_lib.json that is damaged: .*{reason}"):
+        gc.load_model(file)
+
+
 @pytest.mark.parametrize("name", ["missing.pt2", "text.pt", "folder.pt"])
 def test_a_file_that_is_none_is_one_sentence(name, tmp_path):
     (tmp_path / "text.pt").write_text("no network")

@@ -1,15 +1,18 @@
 """Overlays of pictures in files."""
 
+import io
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import gradcam_lib as gc
-from gradcam_lib.pictures import explain_pictures, find_pictures, grid_figure
+from gradcam_lib.pictures import LABEL, explain_pictures, find_pictures, grid_figure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -114,6 +117,29 @@ def test_a_file_of_other_settings_or_of_others_is_not_taken_for_done(model, tmp_
         with pytest.raises(ValueError, match="not of these settings"):
             list(explain_pictures(model, files, made, **options))
         assert (made / "x.png.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("found", [3, {"class": "cat"}, {"class": "cat", "probability": "x", "empty": False}])
+def test_a_file_with_a_damaged_label_is_not_taken_for_done(model, tmp_path, found):
+    files = {picture(tmp_path / "x.png"): "x.png"}
+    (made,) = explain_pictures(model, files, tmp_path / "maps")
+    with Image.open(made.overlay) as image:
+        label = PngInfo()
+        label.add_itxt(LABEL, json.dumps(json.loads(image.info[LABEL]) | {"found": found}))
+        image.save(tmp_path / "again.png", pnginfo=label)
+    (tmp_path / "again.png").replace(made.overlay)
+    with pytest.raises(ValueError, match="not of these settings"):
+        list(explain_pictures(model, files, tmp_path / "maps"))
+
+
+def test_a_vast_picture_is_not_taken_for_done(model, tmp_path):
+    """Pillow refuses 60,000 × 60,000 pixels in words of its own."""
+    Image.new("P", (4, 4)).save(file := io.BytesIO(), "gif")
+    vast = file.getvalue()[:6] + struct.pack("<HH", 60_000, 60_000) + file.getvalue()[10:]
+    (tmp_path / "out.png").write_bytes(vast)
+    with pytest.raises(ValueError, match="not of these settings"):
+        list(explain_pictures(model, {picture(tmp_path / "x.png"): "x.png"}, tmp_path / "out.png"))
+    assert (tmp_path / "out.png").read_bytes() == vast
 
 
 def test_a_picture_is_never_overwritten(model, tmp_path):

@@ -397,7 +397,16 @@ def test_human_labels_are_found_where_grad_cam_data_says(cache, tmp_path, monkey
     np.testing.assert_array_equal(human_labels(), counts)
 
 
-@pytest.mark.parametrize("wrong", [np.ones((9_999, 10), int), np.ones((10_000, 10)), np.zeros((10_000, 10), int), None])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.ones((9_999, 10), int),
+        np.ones((10_000, 10)),
+        np.zeros((10_000, 10), int),
+        -np.eye(10_000, 10, dtype=int) - 1,
+        None,
+    ],
+)
 def test_damaged_human_labels_are_refused(cache, tmp_path, monkeypatch, wrong):
     file = tmp_path / "cifar10h-counts.npy"
     file.write_bytes(b"\x93NUMPY") if wrong is None else np.save(file, wrong)
@@ -425,7 +434,9 @@ def test_object_boxes_are_named_by_their_picture(boxes, monkeypatch):
     assert object_boxes() is None
 
 
-@pytest.mark.parametrize("wrong", ["", "image_0001.jpg,9,2,3,4,face\n", "image_0001.jpg,1,2,left,4,face\n", None])
+@pytest.mark.parametrize(
+    "wrong", ["", "image_0001.jpg,9,2,3,4,face\n", "image_0001.jpg,1,2,left,4,face\n", ",1,2,3,4,x\n", None]
+)
 def test_damaged_object_boxes_are_refused(boxes, wrong):
     file = boxes / "face.csv"
     file.unlink() if wrong is None else file.write_text(wrong)

@@ -94,11 +94,33 @@ def test_without_an_accelerator_a_measured_time_says_what_is_slow(machine, tmp_p
     assert said.startswith("No GPU was found.") and "cifar10-fast took 50 min on a computer, 2 threads." in said
 
 
-@pytest.mark.parametrize("file", ["run.json", "history.csv", "test_logits.npy"])
-def test_a_damaged_record_is_named(tmp_path, file):
+def test_a_damaged_record_is_named_by_the_ledger(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "records_folder", lambda: tmp_path)
+    write(tmp_path / "cifar10-fast")  # without its test accuracy
+    with pytest.raises(ValueError, match="cifar10-fast is damaged .it does not say its 'test_accuracy'"):
+        ledger()
+    (tmp_path / "cifar10-fast" / "run.json").write_text("[1]")
+    for table in (ledger, other_measurements):
+        with pytest.raises(ValueError, match="cifar10-fast is damaged .its JSON is a list"):
+            table()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("run.json", b""),
+        ("run.json", b"[1]"),
+        ("run.json", b"[" * 50_000),
+        ("history.csv", b""),
+        ("test_logits.npy", b""),
+        ("test_logits.npy", b"PK\3\4"),
+    ],
+    ids=["empty", "list", "deep", "no table", "no array", "archive"],
+)
+def test_a_damaged_record_is_named(tmp_path, file, content):
     write_record(tmp_path, {"recipe": "mine"}, pd.DataFrame({"epoch": [1]}), np.zeros((2, 2), np.float16))
     assert read_record(tmp_path).run == {"recipe": "mine"}
-    (tmp_path / file).write_bytes(b"")
+    (tmp_path / file).write_bytes(content)
     with pytest.raises(ValueError, match=rf"record in {tmp_path} is damaged \(.*\). Delete it, and measure again"):
         read_record(tmp_path)
 

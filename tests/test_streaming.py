@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
@@ -372,6 +373,37 @@ def test_a_damaged_file_is_made_again(net, tmp_path):
     (tmp_path / "part-000002.parquet").write_bytes(b"")
     assert stream(net, Pictures(100), tmp_path).before == 40
     assert files(tmp_path) == whole
+
+
+def test_damage_in_the_middle_of_a_file_is_said(net, tmp_path):
+    stream(net, Pictures(60), tmp_path)
+    file = tmp_path / "part-000001.parquet"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:4] + bytes(400) + whole[404:])
+    with pytest.raises(ValueError, match=r"part-000001.parquet is damaged \(.*\). Delete it, and explain its im"):
+        read_maps(tmp_path)
+    file.write_bytes(whole[:-100])  # as if it was not there
+    table, _ = read_maps(tmp_path)
+    assert len(table) == 40
+
+
+@pytest.mark.parametrize("harm", ["map_height", "columns", "failed", "run"])
+def test_a_file_that_says_what_does_not_fit_is_refused(net, tmp_path, harm):
+    stream(net, Pictures(20), tmp_path)
+    file = tmp_path / "part-000000.parquet"
+    table = pq.read_table(file)
+    about = dict(table.schema.metadata)
+    if harm == "map_height":
+        table = table.set_column(table.schema.get_field_index(harm), harm, pa.array([3] * 20, pa.int32()))
+    elif harm == "columns":
+        table = table.drop_columns(["map"])
+    elif harm == "failed":
+        about[b"gradcam_lib.part"] = b'{"failed": 3}'
+    else:
+        about[b"gradcam_lib"] = b"[1]"
+    pq.write_table(table.replace_schema_metadata(about), file)
+    with pytest.raises(ValueError, match="part-000000.parquet is (damaged|not from explain_dataset)"):
+        read_maps(tmp_path)
 
 
 @pytest.mark.parametrize("world", [2, 3, 7])

@@ -14,7 +14,7 @@ import pytest
 import torch
 from killing import in_child
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 import gradcam_lib as gc
@@ -349,6 +349,35 @@ def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing_earlier(blobs, tmp_
     assert same_run(
         gc.train(TINY, out=tmp_path, data=blobs, progress=False), gc.train(TINY, data=blobs, progress=False)
     )
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        {"history": "{}"},
+        {"history": "[3]"},
+        {"step": "null"},
+        {"sums": "[1, 2]"},
+        {"recipe": "[]"},
+        {"model/classifier.dense1.weight": "model/x"},
+        {"optimizer/0/0/exp_avg": "optimizer/0/0/x"},
+        {"optimizer/0/0/step": "optimizer/0/99/step"},
+    ],
+    ids=lambda harm: next(iter(harm)),
+)
+def test_a_checkpoint_that_says_or_holds_something_else_is_named(tmp_path, harm):
+    """Also what would only be missed in the middle of a step."""
+    state = State(TINY, build_model("report-cnn", 3), torch.device("cpu"))
+    sum(p.sum() for p in state.model.parameters()).backward()
+    state.optimizers[0].step()
+    state.end_epoch({"epoch": 1, "validation_accuracy": 0.5})
+    state.write(file := tmp_path / "checkpoint.safetensors")
+    with safe_open(file, framework="pt") as stored:
+        about, tensors = stored.metadata(), {key: stored.get_tensor(key) for key in stored.keys()}
+    tensors = {harm.get(key, key): tensor for key, tensor in tensors.items()}
+    save_file(tensors, file, {name: harm.get(name, value) for name, value in about.items()})
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is no checkpoint of this version .*Delete it"):
+        State(TINY, build_model("report-cnn", 3), torch.device("cpu")).resume(file)
 
 
 def test_a_damaged_checkpoint_is_named(blobs, tmp_path):
