@@ -1,10 +1,13 @@
 """What the fuzzer reads (`make fuzz`): good files are read, changed ones give what they hold or a sentence."""
 
+import json
+import pickle
 import random
+import warnings
 
 import pytest
 from fuzz.formats import KINDS, changed
-from fuzz.targets import TARGETS, checked
+from fuzz.targets import TARGETS, Fault, Target, Trap, checked
 
 SLOW = ("exported", "scripted", "own-file")  # to make their files takes PyTorch half a minute; see test_own_models.py
 
@@ -29,3 +32,20 @@ def test_files_taken_apart_and_put_together_hold_the_same():
         for data in TARGETS[name].files():
             _, apart, together = next((kind for kind in KINDS if kind[0](data)), (None, bytes, bytes))
             assert apart(together(apart(data))) == apart(data)
+
+
+@pytest.mark.parametrize(
+    ("read", "fault"),
+    [
+        (lambda data, folder: {}["x"], "KeyError: 'x'"),
+        (lambda data, folder: json.loads("{"), "JSONDecodeError"),  # a ValueError, and not in the package's words
+        (lambda data, folder: warnings.warn("x", stacklevel=1), "UserWarning: x"),
+        (lambda data, folder: (folder.parent / "x").write_bytes(b""), "open .*/x outside of its folder"),
+        (lambda data, folder: pickle.loads(pickle.dumps(Trap())), "os.mkdir / outside of its folder"),
+    ],
+    ids=["another error", "a library's words", "a warning", "a file elsewhere", "code that is run"],
+)
+def test_faults_are_noticed(monkeypatch, tmp_path, read, fault):
+    monkeypatch.setitem(TARGETS, "faulty", Target(read, list, (ValueError,), folder=False, lines=1))
+    with pytest.raises(Fault, match=fault):
+        checked("faulty", b"", tmp_path / "scratch")

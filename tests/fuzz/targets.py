@@ -186,10 +186,10 @@ def _add_watch() -> None:
 
 
 class Trap:
-    """What makes a folder when it is unpickled."""
+    """What makes a folder when it is unpickled, or would: there is one of that name."""
 
     def __reduce__(self):
-        return os.mkdir, ("/tmp/a-pickle-ran-code",)
+        return os.makedirs, (os.sep, 0o777, True)
 
 
 # --- pictures ---
