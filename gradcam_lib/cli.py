@@ -6,20 +6,25 @@ What needs PyTorch is imported inside the commands, so that help and completion 
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 from typer.core import TyperCommand, TyperGroup
 
 from .recipes import RECIPES
-from .terminal import results, say, show, table, with_bar
+from .terminal import percent, results, say, show, table, with_bar
+
+if TYPE_CHECKING:
+    from .architectures import Network
+
+Run = Callable[..., None]
 
 # The names that help and completion show; tests/test_cli.py holds them against the package's own.
 METHODS = (
@@ -34,8 +39,8 @@ MODELS = [*RECIPES, "efficientnet-lite0", "resnet18", "resnet50", "convnext_tiny
 class Tidy:
     """A command in whose help a switch has no type."""
 
-    def get_params(self, context):
-        params = super().get_params(context)
+    def get_params(self, context: Any) -> list[Any]:
+        params: list[Any] = super().get_params(context)  # type: ignore[misc]  # that of the command it is mixed into
         for param in params:
             if getattr(param, "is_flag", False):
                 param.metavar = ""
@@ -54,8 +59,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done; 1 could not be done; 2 not understood; 3 done, but some pictures were skipped; "
-    "130 interrupted.",
+    epilog="Results go to standard output, all else to standard error. Exit codes: 0 success; 1 failure; "
+    "2 wrong usage; 3 some pictures were skipped; 130 interrupted. For one command: gradcam-lib COMMAND --help.",
 )
 data_app = typer.Typer(cls=Group, no_args_is_help=True, help="Fetch, verify and list the data sets.")
 app.add_typer(data_app, name="data")
@@ -67,16 +72,16 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         app(args=arguments, prog_name="gradcam-lib")
     except SystemExit as end:
-        return end.code or 0
+        return int(end.code or 0)
     return 0
 
 
-def command(name: str, of: typer.Typer = app, again: bool = False) -> Callable:
-    """A command whose errors are a sentence and an exit code. `again`: started again, it goes on where it was."""
+def command(name: str, of: typer.Typer = app, again: str = "") -> Callable[[Run], Run]:
+    """A command whose errors are a sentence and an exit code. `again` says what it does when started again."""
 
-    def decorate(function):
+    def decorate(function: Run) -> Run:
         @wraps(function)
-        def run(**options):
+        def run(**options: Any) -> None:
             results.file = sys.stdout
             sys.path[len(sys.path) :] = {os.getcwd()} - {*sys.path}  # for --model module:function
             try:
@@ -88,7 +93,7 @@ def command(name: str, of: typer.Typer = app, again: bool = False) -> Callable:
             except (typer.Exit, typer.BadParameter, BrokenPipeError):
                 raise
             except KeyboardInterrupt:
-                say("interrupted; the same command goes on from here." if again else "interrupted.")
+                say(f"interrupted; the same command {again}." if again else "interrupted.")
                 raise typer.Exit(130) from None
             except Exception as error:
                 if debug:
@@ -106,14 +111,14 @@ def command(name: str, of: typer.Typer = app, again: bool = False) -> Callable:
 # --- what is understood ---
 
 
-def begins(names: Iterable[str]) -> Callable:
+def begins(names: Iterable[str]) -> Callable[[str], list[str]]:
     return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
-def one_of(names: Iterable[str]) -> dict:
+def one_of(names: Collection[str]) -> dict[str, Any]:
     """What an argument or option with these values has: they are checked, completed and shown in the help."""
 
-    def check(given):
+    def check(given: Any) -> Any:
         for name in given if isinstance(given, list) else [given]:
             if name is not None and name not in names:
                 raise typer.BadParameter(f"{name!r} is none of {', '.join(names)}.")
@@ -126,22 +131,22 @@ def number_or_name(text: str) -> int | str:
     return int(text) if text.removeprefix("-").isdecimal() else text
 
 
-def network(name: str, device: str | None = None):
+def network(name: str, device: str | None = None) -> "Network":
     from .models import load_model
     from .world import fastest_device
 
     return load_model(name).to(device or fastest_device())
 
 
-MODEL = {"metavar": "NAME", "autocompletion": begins(MODELS)}
-MODEL["help"] = "A trained recipe; a network of torchvision or timm; a file of torch.export or TorchScript, or one of "
-MODEL["help"] += "our .safetensors; or module:function of yours."
+MODEL: dict[str, Any] = {"metavar": "NAME", "autocompletion": begins(MODELS)}
+MODEL["help"] = "A trained recipe (doctor lists them); a network of torchvision, or timm/NAME; a file of torch.export "
+MODEL["help"] += "or TorchScript, or a .safetensors of this library; or module:function of yours."
 Model = Annotated[str, Option("--model", "-m", **MODEL)]
 Device = Annotated[str | None, Option(metavar="NAME", help="cpu, cuda or mps. By default the fastest there is.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON document, for programs.")]
 Datasets = Annotated[list[str], Argument(metavar="NAME", **one_of(DATASETS))]
-GRID = one_of(GRIDS) | {"help": "Compare methods, classes or layers in one figure."}
-Source = {"metavar": "SOURCE", "autocompletion": begins(DATASETS)}
+GRID = one_of(GRIDS) | {"help": f"One of {', '.join(GRIDS)}: what one figure compares."}
+Source: dict[str, Any] = {"metavar": "SOURCE", "autocompletion": begins(DATASETS)}
 
 
 def show_version(asked: bool) -> None:
@@ -156,7 +161,7 @@ def common(
     where: Annotated[bool, Option("--debug", help="Show where in the code an error comes from.")] = False,
     _: Annotated[bool, Option("--version", help="Show the version.", callback=show_version, is_eager=True)] = False,
 ) -> None:
-    """Grad-CAM and its family: where a network looks, and whether such maps can be believed."""
+    """Grad-CAM and its family: show where a network looks, and test whether such maps can be trusted."""
     global debug
     debug = where
     os.environ.setdefault("MPLBACKEND", "agg")  # figures become files
@@ -167,35 +172,41 @@ def common(
 # --- the commands ---
 
 
-@command("explain", again=True)
+@command("explain", again="goes on from here")
 def explain(
     images: Annotated[list[str], Argument(metavar="IMAGE", help="Files, folders, 'patterns*', or - for stdin.")],
     model: Model,
     output: Annotated[Path, Option("--output", "-o", metavar="OUT", help="A folder; or, of one picture, a .png file.")],
-    method: Annotated[list[str] | None, Option(metavar="NAME", **one_of(METHODS))] = None,
+    method: Annotated[
+        list[str] | None, Option(metavar="NAME", **one_of(METHODS) | {"show_default": "grad-cam"})
+    ] = None,
     layer: Annotated[
-        list[str] | None, Option(metavar="NAME", help="A name that `layers` lists; or -2: the last but one.")
+        list[str] | None,
+        Option(metavar="NAME", help="A name that `layers` lists, or -2: the last but one.", show_default="the last"),
     ] = None,
     target: Annotated[
         list[str] | None,
-        Option("--class", metavar="NAME", help="A class by name or number. By default the predicted one."),
+        Option("--class", metavar="NAME", help="A class by name or number.", show_default="the predicted one"),
     ] = None,
     grid: Annotated[str | None, Option(metavar="WHAT", **GRID)] = None,
-    raw: Annotated[bool, Option("--raw", help="Also write the map itself, as .npy.")] = False,
-    overwrite: Annotated[bool, Option("--overwrite", help="Make again what is there already.")] = False,
+    raw: Annotated[bool, Option("--raw", help="Also write the map: float32, of the layer's size.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace files that are there.")] = False,
     batch_size: Annotated[int, Option(min=1, metavar="N", help="Pictures at once; more is faster on a GPU.")] = 1,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Lay the map of where a network looked over each picture.
+    """Draw a heatmap of where the network looked over each picture.
 
-    By default grad-cam, at the last layer, of the class that is predicted.
-    With --grid, name several methods, classes or layers to choose which:
-    --grid classes --class cat --class dog.
+    What is drawn is the picture as the network sees it: cropped, and scaled
+    to its input size.
 
-    A folder is read at any depth, and x.jpg becomes x.jpg.png. What cannot
-    be read is listed at the end, and the exit code is 3. Interrupted, the
-    same command goes on.
+    A folder is read at any depth: x.jpg becomes OUT/x.jpg.png, with --raw
+    also OUT/x.jpg.npy. What is there already stays, so after an interruption
+    the same command goes on. What cannot be read is listed at the end, and
+    the exit code is 3, or 1 if nothing could be read.
+
+    --grid draws one figure a picture: the quick methods, the likeliest
+    classes, or the layers. Repeat --method, --class or --layer to choose.
 
     Example: gradcam-lib explain photos --model resnet18 -o maps
 
@@ -204,20 +215,21 @@ def explain(
     from .pictures import explain_pictures, find_pictures
     from .stored import printable
 
-    varied = {"methods": "method", "classes": "targets", "layers": "layer"}.get(grid)
-    chosen = {"method": method or [], "layer": list(map(number_or_name, layer or []))}
+    varied = {"methods": "method", "classes": "targets", "layers": "layer"}.get(grid or "")
+    chosen: dict[str, Any] = {"method": method or [], "layer": list(map(number_or_name, layer or []))}
     chosen |= {"targets": list(map(number_or_name, target or []))}
     if any(len(values) > 1 and name != varied for name, values in chosen.items()):
-        raise typer.BadParameter("Name one method, layer and class; several of one kind are compared by --grid.")
+        raise typer.BadParameter("Several methods, layers or classes are compared by --grid; else name one of each.")
     chosen = {name: values if name == varied else values[0] for name, values in chosen.items() if values}
     if raw and grid:
         raise typer.BadParameter("--raw is for one map, and a --grid has several.")
     if "-" in images and len(images) > 1:
         raise typer.BadParameter("Standard input (-) is one picture and comes alone.")
+    pictures: dict[bytes, str] | dict[Path, str]
     pictures = {sys.stdin.buffer.read(): "stdin"} if images == ["-"] else find_pictures(images, output)
     chosen |= {"raw": raw, "grid": grid, "overwrite": overwrite, "batch_size": batch_size}
     explained = explain_pictures(network(model, device), pictures, output, **chosen)
-    made, count = [], {"written": 0, "there": 0, "skipped": 0}
+    made, count = [], {"written": 0, "existing": 0, "skipped": 0}
     for each in with_bar(explained, len(pictures), "explaining", as_json):
         count[each.state] += 1
         if as_json or each.state == "skipped":
@@ -225,10 +237,10 @@ def explain(
         elif each.state == "written":
             results.print(printable(str(each)), soft_wrap=True)
     said = ", ".join(f"{n:,} {state}" for state, n in count.items() if n)
-    show(as_json, {"model": model, **count, "pictures": made}, f"{said}: {printable(str(output))}")
-    for each in made:
-        if each["state"] == "skipped":
-            say(f"skipped {printable(each['why'])}")
+    show(as_json, {"model": model, **count, "pictures": made}, f"{said}, in {printable(str(output))}")
+    for one in made:
+        if one["state"] == "skipped":
+            say(f"skipped {printable(one['why'])}")
     if count["skipped"]:
         raise typer.Exit(3 if count["skipped"] < len(pictures) else 1)
 
@@ -236,12 +248,16 @@ def explain(
 @command("layers")
 def layers(
     model: Model,
-    size: Annotated[int | None, Option(min=1, metavar="N", help="Side of the picture, in pixels.")] = None,
+    size: Annotated[
+        int | None,
+        Option(min=1, metavar="N", help="Side of the picture, in pixels. By default what the network takes."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the layers that can be explained; the last one is what explain takes.
+    """List the layers that can be explained; the last is the default of explain.
 
-    With the shape of their feature maps, and the receptive field of a place in them, in pixels a side.
+    With the number and size of their feature maps, and the receptive field of
+    one position, in pixels a side.
 
     Example: gradcam-lib layers --model resnet18
     """
@@ -257,7 +273,9 @@ def describe(
 ) -> None:
     """Say what is in a data set, and what is wrong with it.
 
-    Classes, sizes, greys; damaged files, duplicates, and leaks between training and testing.
+    Classes, sizes, grey pictures; damaged files, duplicates, and leaks
+    between training and testing. Problems that are found leave the exit code
+    at 0.
 
     Example: gradcam-lib describe my/pictures
     """
@@ -267,15 +285,18 @@ def describe(
     show(as_json, found.as_dict(), str(found))
 
 
-@command("get", data_app, again=True)
+@command("get", data_app, again="fetches what is not complete")
 def get(names: Datasets, as_json: Json = False) -> None:
-    """Fetch data sets and verify them.
+    """Fetch data sets that are not here, and verify them.
+
+    They are looked for in GRADCAM_DATA, if that names a folder, and stored in
+    the cache; doctor says where that is.
 
     Example: gradcam-lib data get cifar10
     """
     from .datasets import load_dataset
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         found = load_dataset(name)
         parts = {part: len(getattr(found, part)) for part in ("train", "validation", "test")}
@@ -285,14 +306,14 @@ def get(names: Datasets, as_json: Json = False) -> None:
 
 @command("verify", data_app)
 def verify(names: Datasets, as_json: Json = False) -> None:
-    """Read stored data sets again, whole, and hold them against their digests.
+    """Check stored data sets against their SHA-256; the exit code is 1 if one is damaged.
 
     Example: gradcam-lib data verify cifar10
     """
     from .datasets import DatasetError
     from .datasets import verify as read_again
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         try:
             rows.append({"name": name, "intact": True, "sha256": read_again(name), "why": ""})
@@ -318,23 +339,34 @@ def list_datasets(as_json: Json = False) -> None:
     show(as_json, rows, table(rows))
 
 
-@command("train", again=True)
+@command("train", again="goes on from here")
 def train(
     recipe: Annotated[str, Argument(metavar="RECIPE", **one_of(RECIPES))],
     seed: Annotated[int, Option(metavar="N", help="Seed of every random choice.")] = 0,
     out: Annotated[
-        Path | None, Option(metavar="FOLDER", help="Where to write it. By default data/records/RECIPE[-seedN].")
+        Path | None,
+        Option(
+            "--output",
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            help="For the record, weights and checkpoint. By default data/records/RECIPE[-seedN] of the repository.",
+        ),
     ] = None,
     device: Device = None,
     compile: Annotated[bool, Option("--compile", help="Use torch.compile: faster on a GPU.")] = False,
-    deterministic: Annotated[bool, Option("--deterministic", help="The same bits every time, also on a GPU.")] = False,
+    deterministic: Annotated[
+        bool, Option("--deterministic", help="The same bits every time, also on a GPU; slower.")
+    ] = False,
     tensorboard: Annotated[
         Path | None, Option(metavar="FOLDER", help="Also write event files for TensorBoard here.")
     ] = None,
 ) -> None:
     """Train a recipe, write its record, and print its figures as JSON.
 
-    After an interruption the same command goes on.
+    After an interruption the same command goes on from its checkpoint. A
+    recipe whose run was finished is trained anew, and its record replaced. A
+    data set that is not here is fetched.
 
     Example: gradcam-lib train cifar10-fast --seed 1
 
@@ -344,7 +376,12 @@ def train(
     from .records import records_folder
 
     chosen = replace(RECIPES[recipe], seed=seed)
-    options = {"device": device, "compile": compile, "deterministic": deterministic, "tensorboard": tensorboard}
+    options: dict[str, Any] = {
+        "device": device,
+        "compile": compile,
+        "deterministic": deterministic,
+        "tensorboard": tensorboard,
+    }
     folder = out or records_folder() / (chosen.name + f"-seed{seed}" * bool(seed))
     run = training.train(chosen, out=folder, **options)
     if run.record is not None:  # of many workers, one says it
@@ -359,9 +396,10 @@ def evaluate(
     ],
     as_json: Json = False,
 ) -> None:
-    """Say what a recorded run does on its test images, with 95 % intervals.
+    """Show the test accuracy and other figures of a run, with 95 % intervals.
 
-    And which pairs of classes it confuses most.
+    And which pairs of classes it confuses most. They come from the recorded
+    predictions: no network is run.
 
     Example: gradcam-lib evaluate cifar10-report
     """
@@ -369,9 +407,13 @@ def evaluate(
     from .records import read_record
 
     figures, pairs = measured(read_record(run))
-    data = {"run": run, "figures": figures.rename_axis("figure").reset_index().to_dict("records")}
+    data: dict[str, Any] = {"run": run, "figures": figures.rename_axis("figure").reset_index().to_dict("records")}
     data["confused"] = pairs.to_dict("records")
-    shown = table(data["figures"]), "\nClasses taken for each other, the worst first:", table(data["confused"][:10])
+    shown = (
+        table(data["figures"]),
+        "\nThe classes that are most often taken for each other, as shares of each class:",
+        table(data["confused"][:10]),
+    )
     show(as_json, data, *shown)
 
 
@@ -381,24 +423,26 @@ def audit(
     source: Annotated[
         str,
         Argument(
-            help="A data set, of which the test images are taken; or a folder that holds a folder a class.", **Source
+            help="A data set, of which the test images are taken; or a folder with one folder for each class.", **Source
         ),
     ],
     output: Annotated[
         Path | None, Option("--output", "-o", metavar="FILE", help="Also write the report here, as HTML.")
     ] = None,
-    images: Annotated[int, Option(min=1, metavar="N", help="How many images to draw at random.")] = 256,
+    images: Annotated[int, Option(min=1, metavar="N", help="How many test images, drawn at random.")] = 256,
     method: Annotated[str, Option(metavar="NAME", **one_of(METHODS))] = "grad-cam",
     layer: Annotated[
         str | None, Option(metavar="NAME", help="A name that `layers` lists. By default the last.")
     ] = None,
-    seed: Annotated[int, Option(metavar="N", help="Seed of the drawing.")] = 0,
+    seed: Annotated[int, Option(metavar="N", help="Seed of that draw.")] = 0,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Put a network and its maps on trial.
+    """Test a network and its maps.
 
-    Fifteen tests: whether it can be believed, whether its maps can, and which pictures look wrong.
+    Fifteen tests of its accuracy and calibration, of the faithfulness of its
+    maps, and of the labels: each passes, warns, fails, or is not tested. What
+    fails leaves the exit code at 0.
 
     Example: gradcam-lib audit cifar10-report cifar10 -o audit.html
     """
@@ -410,7 +454,12 @@ def audit(
     if source not in DATASETS and not Path(source).is_dir():
         raise typer.BadParameter(f"There is no folder {source!r}, and no data set; those are {', '.join(DATASETS)}.")
     data = load_dataset(source).test if source in DATASETS else ImageFolder(source)
-    chosen = {"images": images, "method": method, "layer": layer and number_or_name(layer), "seed": seed}
+    chosen: dict[str, Any] = {
+        "images": images,
+        "method": method,
+        "layer": layer and number_or_name(layer),
+        "seed": seed,
+    }
     found = tried(network(model, device), data, out=output, **chosen)
     verdicts = found.verdicts.reset_index().to_dict("records")
     suspects = found.images[found.images["why"] != ""].to_dict("records")
@@ -421,24 +470,36 @@ def audit(
 
 @command("results")
 def list_results(as_json: Json = False) -> None:
-    """List every recipe: what was measured here, and what others report.
+    """List every recipe: the test accuracy measured here, and what others report.
+
+    On Caltech it is the mean over the classes. Spread is the standard
+    deviation over seeds. By whom: --json.
 
     Example: gradcam-lib results
     """
     from .records import ledger
 
     rows = ledger().to_dict("records")
-    shown = [{name: row[name] for name in ("recipe", "measured", "spread", "seeds", "minutes")} for row in rows]
-    for row, told in zip(rows, shown, strict=True):
-        told["reported"] = row["reported"].partition(" (")[0]  # by whom stands in the JSON, and in the book
+    shown = [
+        {
+            "recipe": row["recipe"],
+            "measured": percent(row["measured"]),
+            "spread": percent(row["spread"], 2),
+            "seeds": row["seeds"],
+            "minutes": row["minutes"],
+            "reported": row["reported"].partition(" (")[0],  # by whom stands in the JSON, and in the book
+        }
+        for row in rows
+    ]
     show(as_json, rows, table(shown))
 
 
 @command("doctor")
 def doctor(as_json: Json = False) -> None:
-    """Say what is here, what is missing, and how to mend it.
+    """Check the installation, and say how to mend what is missing.
 
-    Versions, accelerator, data sets, weights. The exit code is 1 if something is missing that every command needs.
+    Versions, accelerator, data sets, weights. "missing" is what only some
+    commands need; "bad" is what all need, and then the exit code is 1.
 
     Example: gradcam-lib doctor
     """

@@ -10,10 +10,11 @@ import os
 import textwrap
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import nn
 
+from .architectures import Network
 from .batches import normalised
 from .cam import Explanation, explain
 from .images import ImageError, load_image, overlay, strict_pillow
@@ -29,7 +31,14 @@ from .records import replacing
 from .stored import read_json
 from .streaming import weights_digest
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = ["GRIDS", "Explained", "explain_pictures", "find_pictures", "grid_figure"]
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+ToDo = tuple[Path | bytes, Path, Path | None]  # a picture, the file of its overlay, and that of its map's numbers
 
 GRIDS = ("methods", "classes", "layers")  # what a grid compares
 QUICK = ("grad-cam", "grad-cam++", "xgrad-cam", "hires-cam", "layer-cam", "eigen-cam", "eigengrad-cam")
@@ -43,7 +52,7 @@ class Explained:
     """What became of one picture.
 
     image    its file, or "-" for bytes
-    state    "written", "there" (already, from an earlier run) or "skipped"
+    state    "written", "existing" (from an earlier run) or "skipped"
     overlay  the file that shows it, and map the one with its numbers; None where there is none
     why      it was skipped
     found    target, class, score, probability and layer, and whether the map is empty; where it was written
@@ -54,9 +63,9 @@ class Explained:
     overlay: Path | None = None
     map: Path | None = None
     why: str = ""
-    found: dict | None = None
+    found: dict[str, Any] | None = None
 
-    def __str__(self):
+    def __str__(self) -> str:
         if self.state == "skipped":
             return f"{self.image}: skipped, {self.why}"
         said = f"{self.found['class']} ({self.found['probability']:.1%})" if self.found else "compared"
@@ -66,7 +75,7 @@ class Explained:
 # --- which files ---
 
 
-def find_pictures(names: Iterable[str | os.PathLike], out: Path) -> dict[Path, str]:
+def find_pictures(names: Iterable[str | os.PathLike[str]], out: Path) -> dict[Path, str]:
     """The files that are meant, in order, and the name that each gets in `out`.
 
     names  of files, of folders (all that is in them at any depth, but hidden files), and patterns such as "*/x*.jpg",
@@ -76,8 +85,9 @@ def find_pictures(names: Iterable[str | os.PathLike], out: Path) -> dict[Path, s
     A name is the path below the folder, or below the part of the pattern that is fixed. Raises ValueError where nothing
     is found, where two files would get one name, and where `out` is the folder of the pictures itself.
     """
-    found, taken = {}, {}
-    for name in map(os.fspath, names):
+    found: dict[Path, str] = {}
+    taken: dict[str, str] = {}
+    for name in (os.fspath(name) for name in names):
         if os.path.isdir(name):
             base, files = name, _below(name, out)
         elif glob.has_magic(name) and not os.path.lexists(name):
@@ -116,15 +126,15 @@ def _inside(path: str, folder: Path) -> bool:
 
 
 def explain_pictures(
-    model: nn.Module,
-    pictures: dict[Path | bytes, str],
+    model: Network,
+    pictures: Mapping[Path, str] | Mapping[bytes, str],
     out: Path,
     *,
     raw: bool = False,
     grid: str | None = None,
     overwrite: bool = False,
     batch_size: int = 1,
-    **options,
+    **options: Any,
 ) -> Iterator[Explained]:
     """Explain pictures and write what is seen, each when it is its turn.
 
@@ -145,7 +155,7 @@ def explain_pictures(
     settings = {"model": getattr(model, "name", type(model).__name__), "weights": weights_digest(model), "grid": grid}
     settings |= options
     inputs = {os.path.realpath(file) for file in pictures if isinstance(file, Path)}
-    to_do = []
+    to_do: list[ToDo] = []
     for source, name in pictures.items():
         target = out if out.suffix.lower() == ".png" and not out.is_dir() else out / f"{name}.png"
         numbers = target.with_suffix(".npy") if raw else None
@@ -155,19 +165,19 @@ def explain_pictures(
     if len(to_do) > 1 and len({target for _, target, _ in to_do}) == 1:
         raise ValueError(f"{out} is one file for {len(to_do)} pictures: name a folder.")
 
-    def read(item):
+    def read(item: ToDo) -> tuple[ToDo, np.ndarray | Explained]:
         source, target, numbers = item
         if not overwrite and target.exists():
             if (there := _label(target)).get("settings") != settings:
-                raise ValueError(f"{target} is there, and not of these settings: choose another place, or overwrite.")
+                raise ValueError(f"{target} exists, made with other settings: choose another place, or overwrite it.")
             if numbers is None or numbers.exists():
-                return item, Explained(_named(source), "there", target, numbers, found=there["found"])
+                return item, Explained(_named(source), "existing", target, numbers, found=there["found"])
         try:
             return item, model.prepare.crop(load_image(source))
         except (ImageError, OSError) as error:
             return item, Explained(_named(source), "skipped", why=str(error))
 
-    waiting = []
+    waiting: list[tuple[ToDo, np.ndarray]] = []
     for item, crop in _ahead(read, to_do):
         if isinstance(crop, Explained):
             yield crop
@@ -180,9 +190,10 @@ def explain_pictures(
         yield from _explained(model, waiting, settings, options)
 
 
-def _ahead(work: Callable, items: Iterable) -> Iterator:
+def _ahead(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
     """What `work` makes of each item, in order, a few of them made by threads before they are asked for."""
-    pool, coming = ThreadPoolExecutor(AHEAD), deque()
+    pool = ThreadPoolExecutor(AHEAD)
+    coming: deque[Future[Made]] = deque()
     try:
         for item in items:
             coming.append(pool.submit(work, item))
@@ -194,19 +205,21 @@ def _ahead(work: Callable, items: Iterable) -> Iterator:
         pool.shutdown(cancel_futures=True)
 
 
-def _explained(model, waiting, settings, options) -> Iterator[Explained]:
+def _explained(
+    model: Network, waiting: list[tuple[ToDo, np.ndarray]], settings: dict[str, Any], options: dict[str, Any]
+) -> Iterator[Explained]:
     crops = np.stack([crop for _, crop in waiting])
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     x = normalised(torch.from_numpy(crops).permute(0, 3, 1, 2).to(device), model.prepare)
     if settings["grid"]:
         for n, ((source, target, _), crop) in enumerate(waiting):
             figure = grid_figure(model, x[n : n + 1], crop, settings["grid"], **options)
-            label = {LABEL: json.dumps({"settings": settings, "found": None})}
+            said = {LABEL: json.dumps({"settings": settings, "found": None})}
             with replacing(target) as scratch:
-                figure.savefig(scratch, format="png", metadata=label)
+                figure.savefig(scratch, format="png", metadata=said)
             yield Explained(_named(source), "written", target)
         return
-    result = explain(model, x, **options)
+    result: Any = explain(model, x, **options)  # of a classifier: with logits and targets
     heats = _heatmaps(result)
     probabilities = result.logits.float().softmax(1).gather(1, result.targets[:, None])[:, 0]
     for n, ((source, target, numbers), crop) in enumerate(waiting):
@@ -234,14 +247,14 @@ def _named(source: Path | bytes) -> str:
     return str(source) if isinstance(source, Path) else "-"
 
 
-def _label(target: Path) -> dict:
+def _label(target: Path) -> dict[str, Any]:
     """What a file says of itself; nothing where it is not one of ours."""
     try:
         with strict_pillow(), Image.open(target) as image:
             said = read_json(image.info[LABEL])
             found = said["found"]
             if found is not None:
-                str(Explained("", "there", found=found))  # what is said of it
+                str(Explained("", "existing", found=found))  # what is said of it
             return said
     except Exception:  # of no picture, or a damaged one: anything
         return {}
@@ -256,8 +269,15 @@ def class_name(model: nn.Module, c: int) -> str:
 
 
 def grid_figure(
-    model: nn.Module, x: torch.Tensor, picture: np.ndarray, compare: str, *, method="grad-cam", layer=None, targets=None
-):
+    model: nn.Module,
+    x: torch.Tensor,
+    picture: np.ndarray,
+    compare: str,
+    *,
+    method: str | list[str] = "grad-cam",
+    layer: str | int | list[str | int] | None = None,
+    targets: str | int | list[str | int] | None = None,
+) -> "Figure":
     """The figure of a picture beside its maps by several methods, for several classes, or at several layers.
 
     x        (1, 3, H, W), the picture as the network takes it
@@ -268,12 +288,12 @@ def grid_figure(
     """
     from .plots import image_grid  # here, for matplotlib takes seconds to import, and single maps do without
 
-    options = {"method": method, "layer": layer, "targets": targets}
+    options: dict[str, Any] = {"method": method, "layer": layer, "targets": targets}
     varied = {"methods": "method", "classes": "targets", "layers": "layer"}[compare]
     chosen = options.pop(varied)
     if not isinstance(chosen, list):
         chosen = _chosen(model, x, compare)
-    each = [explain(model, x, **options, **{varied: one}) for one in chosen]
+    each: list[Any] = [explain(model, x, **options, **{varied: one}) for one in chosen]  # with logits and targets
     explained = "" if compare == "classes" else f", {class_name(model, int(each[0].targets))} explained"
     panels, labels = [picture], ["the picture" + explained]
     for one in each:
@@ -286,11 +306,12 @@ def grid_figure(
     return image_grid(panels, labels, columns=min(4, len(panels)), size=1.8)
 
 
-def _chosen(model: nn.Module, x: torch.Tensor, compare: str) -> list:
+def _chosen(model: nn.Module, x: torch.Tensor, compare: str) -> list[Any]:
     if compare == "methods":
         return list(QUICK)
     if compare == "classes":
-        logits = explain(model, x, method="eigen-cam").logits[0]
+        result: Any = explain(model, x, method="eigen-cam")  # of a classifier: with logits
+        logits = result.logits[0]
         return logits.topk(min(PANELS, len(logits))).indices.tolist()
     last = {layer.shape[1:]: layer.name for layer in list_layers(model, x)}  # a later one takes its place
     return list(last.values())[-PANELS:]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -14,8 +15,9 @@ Item = TypeVar("Item")
 
 __all__ = ["results", "say", "show", "table", "with_bar"]
 
-results = Console(markup=False, emoji=False, highlight=False)
-WIDE = 200  # columns of a file, which has no edge
+# A file has no edge, unless one is asked for.
+WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200
+results = Console(markup=False, emoji=False, highlight=False, width=WIDTH)
 
 
 def say(message: object) -> None:
@@ -28,7 +30,10 @@ def show(as_json: bool, data: object, *texts: object) -> None:
         print(json.dumps(plain(data), indent=2), file=results.file)
         return
     for text in texts:
-        results.print(text, width=None if results.is_terminal else WIDE, soft_wrap=isinstance(text, str))
+        with results.capture() as printed:
+            results.print(text, soft_wrap=isinstance(text, str))
+        for line in printed.get().splitlines():  # a table fills them up with spaces
+            print(line.rstrip(), file=results.file)
 
 
 def plain(value: object) -> object:
@@ -44,21 +49,37 @@ def plain(value: object) -> object:
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> Table:
-    """A row each, a column for each key."""
+    """A row each, a column for each key; the fractions of a column have the same number of digits."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for name, value in rows[0].items() if rows else ():
-        made.add_column(name, overflow="fold", justify="right" if isinstance(value, int | float) else "left")
+        right = isinstance(value, int | float) or (isinstance(value, str) and value.endswith(" %"))
+        made.add_column(name.replace("_", " "), overflow="fold", justify="right" if right else "left")
+    digits = {
+        name: max((decimals(row[name]) for row in rows if isinstance(row[name], float)), default=0)
+        for name in (rows[0] if rows else ())
+    }
     for row in rows:
-        made.add_row(*map(cell, row.values()))
+        made.add_row(*(cell(value, digits[name]) for name, value in row.items()))
     return made
 
 
-def cell(value: object) -> str:
+def decimals(value: float) -> int:
+    """Of four digits, how many stand behind the point."""
+    return len(f"{value:.4g}".partition(".")[2]) if 1e-4 <= abs(value) < 1e6 else 0
+
+
+def cell(value: object, digits: int = 0) -> str:
     if value is None or value != value:  # NaN
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, float):
+        return f"{value:.{digits}f}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def percent(share: float, digits: int = 1) -> str:
+    return "" if share != share else f"{share:.{digits}%}".replace("%", " %")
 
 
 def with_bar(items: Iterable[Item], total: int, title: str, as_json: bool) -> Iterator[Item]:

@@ -89,7 +89,7 @@ def test_a_folder_is_explained_and_what_cannot_be_read_is_said(tmp_path):
     done = run("explain", "in", *SMALL, "-o", "out", "--raw", "--json", cwd=tmp_path)
     assert done.returncode == 3
     found = json.loads(done.stdout)
-    assert (found["written"], found["there"], found["skipped"]) == (3, 0, 1)
+    assert (found["written"], found["existing"], found["skipped"]) == (3, 0, 1)
     assert b"in/notes.txt" in done.stderr and b"text" in done.stderr and b"Traceback" not in done.stderr
     written = {p["image"]: p for p in found["pictures"] if p["state"] == "written"}
     assert set(written) == {"in/a.png", "in/deep/b c.png", "in/deep/ü\n[1].png"}
@@ -138,8 +138,8 @@ def test_a_run_that_was_stopped_goes_on(how, tmp_path):
         (tmp_path / f"in/{n:03}.png").unlink()
     again = run(*arguments, "--json", cwd=tmp_path)
     found = json.loads(again.stdout)
-    assert again.returncode == 0 and found["there"] == len([f for f in there if f.name < "008"])
-    assert found["written"] == 8 - found["there"]
+    assert again.returncode == 0 and found["existing"] == len([f for f in there if f.name < "008"])
+    assert found["written"] == 8 - found["existing"]
     assert all(file.stat().st_mtime_ns == before for file, before in there.items())
 
 

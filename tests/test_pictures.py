@@ -92,7 +92,7 @@ def test_what_is_there_is_left_alone_and_still_reported(model, tmp_path):
     first[1].overlay.unlink()  # as if killed before
     written = first[0].overlay.stat().st_mtime_ns
     again = list(explain_pictures(model, files, tmp_path / "maps"))
-    assert [each.state for each in again] == ["there", "written"]
+    assert [each.state for each in again] == ["existing", "written"]
     assert [each.found for each in again] == [each.found for each in first]
     assert first[0].overlay.stat().st_mtime_ns == written
     assert [e.state for e in explain_pictures(model, files, tmp_path / "maps", overwrite=True)] == ["written"] * 2
@@ -104,7 +104,7 @@ def test_numbers_that_are_asked_for_later_are_made_where_they_are_missing(model,
     (made,) = explain_pictures(model, files, tmp_path / "maps", raw=True)
     assert made.state == "written" and np.load(made.map).shape == (8, 8)
     picture(tmp_path / "maps/x.png.png").with_suffix(".npy").unlink()
-    with pytest.raises(ValueError, match="not of these settings"):
+    with pytest.raises(ValueError, match="made with other settings"):
         list(explain_pictures(model, files, tmp_path / "maps", raw=True))
 
 
@@ -114,7 +114,7 @@ def test_a_file_of_other_settings_or_of_others_is_not_taken_for_done(model, tmp_
     for made, options in ((tmp_path / "maps", {"method": "hires-cam"}), (tmp_path / "theirs", {})):
         picture(tmp_path / "theirs/x.png.png")
         before = (made / "x.png.png").read_bytes()
-        with pytest.raises(ValueError, match="not of these settings"):
+        with pytest.raises(ValueError, match="made with other settings"):
             list(explain_pictures(model, files, made, **options))
         assert (made / "x.png.png").read_bytes() == before
 
@@ -128,7 +128,7 @@ def test_a_file_with_a_damaged_label_is_not_taken_for_done(model, tmp_path, foun
         label.add_itxt(LABEL, json.dumps(json.loads(image.info[LABEL]) | {"found": found}))
         image.save(tmp_path / "again.png", pnginfo=label)
     (tmp_path / "again.png").replace(made.overlay)
-    with pytest.raises(ValueError, match="not of these settings"):
+    with pytest.raises(ValueError, match="made with other settings"):
         list(explain_pictures(model, files, tmp_path / "maps"))
 
 
@@ -137,7 +137,7 @@ def test_a_vast_picture_is_not_taken_for_done(model, tmp_path):
     Image.new("P", (4, 4)).save(file := io.BytesIO(), "gif")
     vast = file.getvalue()[:6] + struct.pack("<HH", 60_000, 60_000) + file.getvalue()[10:]
     (tmp_path / "out.png").write_bytes(vast)
-    with pytest.raises(ValueError, match="not of these settings"):
+    with pytest.raises(ValueError, match="made with other settings"):
         list(explain_pictures(model, {picture(tmp_path / "x.png"): "x.png"}, tmp_path / "out.png"))
     assert (tmp_path / "out.png").read_bytes() == vast
 
