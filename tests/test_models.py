@@ -384,13 +384,20 @@ def test_weights_of_another_network_are_refused(torch_home, published, publish):
         gc.load_model("squeezenet1_1")
 
 
-@pytest.mark.parametrize("harm", ["cut short", "a short pickle", "no text"])
+@pytest.mark.parametrize("harm", ["cut short", "no directory", "a short pickle", "no text"])
 def test_weights_that_are_damaged_under_a_forged_digest_are_refused(torch_home, published, publish, harm):
     """What PyTorch's reader of plain tensors raises of such files is of several kinds."""
     _, file = published
     torch.save({"weight": torch.zeros(3)}, file)
     whole = file.read_bytes()
-    file.write_bytes({"cut short": whole[:400], "a short pickle": b"\x80\x02", "no text": b"\x80\x02c\xb9\n\n."}[harm])
+    file.write_bytes(
+        {
+            "cut short": whole[:400],
+            "no directory": whole.replace(b"PK\1\2", b"PK\1\3"),
+            "a short pickle": b"\x80\x02",
+            "no text": b"\x80\x02c\xb9\n\n.",
+        }[harm]
+    )
     name = f"squeezenet1_1-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
     file.rename(file.with_name(name))
     publish(weights_url().replace(file.name, name))
