@@ -8,13 +8,18 @@ import base64
 import html
 import io
 import math
+from collections.abc import Hashable, Iterable
 from string import Template
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from .images import overlay
+
+if TYPE_CHECKING:
+    from .auditing import Audit
 
 __all__ = ["page", "verdict_table"]
 
@@ -123,18 +128,18 @@ class _Markup(str):
     """HTML that was made here, and stays as it is."""
 
 
-def _fill(template: str, **values) -> _Markup:
+def _fill(template: str, **values: object) -> _Markup:
     safe = {k: v if isinstance(v, _Markup) else html.escape(str(v)) for k, v in values.items()}
     return _Markup(Template(template).substitute(safe))
 
 
-def _join(parts) -> _Markup:
+def _join(parts: Iterable[_Markup]) -> _Markup:
     """Parts that `_fill` made, one after the other."""
     return _Markup("".join(parts))
 
 
-def page(report) -> str:
-    """The whole report, of an `auditing.Audit`."""
+def page(report: "Audit") -> str:
+    """The whole report."""
     verdicts, images = report.verdicts, report.images
     by = {verdict: list(verdicts.index[verdicts["verdict"] == verdict]) for verdict in SIGNS}
     summary = [f"{len(by.pop('passes'))} of {len(verdicts)} tests passed."]
@@ -175,7 +180,7 @@ def _table(verdicts: pd.DataFrame) -> _Markup:
     return _fill(TABLE, rows=_join(rows))
 
 
-def _suspect(row: dict, picture: np.ndarray, heat: np.ndarray | None) -> _Markup:
+def _suspect(row: dict[Hashable, Any], picture: np.ndarray, heat: np.ndarray | None) -> _Markup:
     times = SIDE / max(picture.shape[:2])
     w, h = (max(1, round(side * times)) for side in picture.shape[1::-1])
     # A small picture is enlarged pixel by pixel: it is shown as the network gets it.
@@ -186,8 +191,8 @@ def _suspect(row: dict, picture: np.ndarray, heat: np.ndarray | None) -> _Markup
         overlaid = _fill(OVERLAID, heat=_data_uri(overlay(picture, heat)), **texts)
     said = [f"label {row['label']}"] if row["label"] is not None else []
     said += [f"prediction {row['prediction']}, {row['confidence']:.0%}"] if row["prediction"] is not None else []
-    why, said = _sentence(row["why"]), _sentence("; ".join(said))
-    return _fill(SUSPECT, picture=_data_uri(picture), overlaid=overlaid, said=said, why=why, **texts)
+    why, line = _sentence(row["why"]), _sentence("; ".join(said))
+    return _fill(SUSPECT, picture=_data_uri(picture), overlaid=overlaid, said=line, why=why, **texts)
 
 
 def _data_uri(picture: np.ndarray) -> str:
@@ -202,22 +207,22 @@ def _chart(title: str, rows: pd.DataFrame) -> _Markup:
         return _Markup()
     low, high = min(0, rows["low"].min()), max(0, rows["high"].max(), rows["low"].min() + 1e-9)
 
-    def place(value):
+    def place(value: float) -> str:
         return f"{6 + 348 * (value - low) / (high - low):.1f}"
 
-    marks, label = [], []
+    marks, told = [], []
     for k, row in enumerate(rows.to_dict("records")):
         at = {"at": place(row["value"]), "low": place(row["low"]), "high": place(row["high"]), "zero": place(0)}
         colour = "var(--map)" if row["of"] == "the map" else "var(--other)"
         marks.append(
             _fill(MARK, y=18 + 42 * k, line=31 + 42 * k, of=row["of"], figure=_figure(row), colour=colour, **at)
         )
-        label.append(f"{row['of']} {_figure(row)}")
-    label, height = f"{title}: {', '.join(label)}", 42 * len(marks)
+        told.append(f"{row['of']} {_figure(row)}")
+    label, height = f"{title}: {', '.join(told)}", 42 * len(marks)
     return _fill(CHART, title=title, height=height, label=label, marks=_join(marks))
 
 
-def _figure(row: dict) -> str:
+def _figure(row: dict[Hashable, Any]) -> str:
     interval = f" [{_number(row['low'])}, {_number(row['high'])}]" if math.isfinite(row["low"]) else ""
     return _number(row["value"]) + interval
 

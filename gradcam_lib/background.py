@@ -4,10 +4,11 @@ import math
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from .faithfulness import energy_inside
-from .images import to_uint8
+from .images import Array, to_uint8
 
 __all__ = ["border_share", "cut_out", "frame", "only_background", "with_background"]
 
@@ -36,7 +37,7 @@ def frame(height: int, width: int, area: float) -> torch.Tensor:
     return around
 
 
-def cut_out(image, heatmap=None, *, rounds: int = 5) -> np.ndarray:
+def cut_out(image: Array, heatmap: npt.ArrayLike | None = None, *, rounds: int = 5) -> np.ndarray:
     """The object's pixels by GrabCut (Rother et al. 2004), from a map or from nothing but the place in the picture.
 
     image    one picture, in any form that `to_uint8` takes
@@ -63,12 +64,12 @@ def cut_out(image, heatmap=None, *, rounds: int = 5) -> np.ndarray:
             return np.full((H, W), bool((M > 0.4).all()))
     models = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.setRNGSeed(0)  # it draws where its clusters of colours begin
-    cv2.grabCut(large, state, None, *models, rounds, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(large, state, None, *models, rounds, cv2.GC_INIT_WITH_MASK)  # type: ignore[call-overload]  # no frame
     inside = np.isin(state, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
     return cv2.resize(inside, (W, H), interpolation=cv2.INTER_AREA) >= 0.5
 
 
-def with_background(image, mask: np.ndarray, other=None) -> np.ndarray:
+def with_background(image: Array, mask: np.ndarray, other: Array | None = None) -> np.ndarray:
     """The object of a picture before another background: (H, W, 3) uint8.
 
     image  one picture, in any form that `to_uint8` takes
@@ -83,7 +84,7 @@ def with_background(image, mask: np.ndarray, other=None) -> np.ndarray:
     return np.rint(soft * picture + (1 - soft) * to_uint8(other)).astype(np.uint8)
 
 
-def only_background(image, mask: np.ndarray) -> np.ndarray:
+def only_background(image: Array, mask: np.ndarray) -> np.ndarray:
     """The picture with the object filled in from around it (Telea 2004): (H, W, 3) uint8.
 
     image  one picture, in any form that `to_uint8` takes

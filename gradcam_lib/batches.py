@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,12 +90,12 @@ class ArrayBatches:
 
     def __init__(self, data: ArrayDataset, recipe: Recipe, prepare: Preparation, world: World):
         self.recipe, self.prepare, self.world = recipe, prepare, world
-        pixels = torch.from_numpy(np.require(data.data, requirements="CW"))
+        pixels = torch.from_numpy(np.require(data.data, requirements=["C", "W"]))
         self.pixels = pixels.to(world.device).permute(0, 3, 1, 2)
         self.targets = torch.from_numpy(data.targets)
         self.mirrored = torch.rand(len(data), generator=torch.Generator().manual_seed(recipe.seed)) < 0.5
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Batches in an epoch."""
         return -(-len(self.targets) // self.recipe.batch_size)
 
@@ -182,7 +183,7 @@ class PictureBatches:
         self.data, self.recipe, self.prepare, self.world = data, recipe, prepare, world
         self.targets = torch.from_numpy(data.targets)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return -(-len(self.data) // self.recipe.batch_size)
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
@@ -214,7 +215,7 @@ class PictureBatches:
         return v2.Compose(steps)
 
 
-def _collated(side: int, items: list) -> tuple[torch.Tensor, torch.Tensor]:
+def _collated(side: int, items: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """One batch of pictures (B, 3, side, side) uint8 and labels (B,); B is 0 where a batch has no part for a worker."""
     if not items:
         return torch.empty(0, 3, side, side, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
@@ -226,16 +227,16 @@ def _leave_interrupts_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class _Seeded(Dataset):
+class _Seeded(Dataset[tuple[Any, int]]):
     """A data set whose transform draws, for each item, from a seed of its own."""
 
-    def __init__(self, data: Dataset, seed: int):
+    def __init__(self, data: DecodedPictures, seed: int):
         self.data, self.seed = data, seed
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> tuple[Any, int]:
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(1_000_003 * self.seed + i)
             return self.data[i]
@@ -253,7 +254,7 @@ def in_order(
     """All images in their order, as the network takes them: (B, 3, H, W) float32 on the device."""
     if isinstance(images, ArrayDataset):
         for part in torch.arange(len(images)).split(batch_size):
-            pixels = torch.from_numpy(np.require(images.data[part.numpy()], requirements="CW")).to(device)
+            pixels = torch.from_numpy(np.require(images.data[part.numpy()], requirements=["C", "W"])).to(device)
             yield normalised(pixels.permute(0, 3, 1, 2), prepare)
     else:
         for x, _ in DataLoader(images.under(as_tested(prepare)), batch_size, num_workers=workers()):

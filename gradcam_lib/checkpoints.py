@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .architectures import Network
 from .optimizers import build_optimizers
 from .recipes import Recipe
 from .records import replacing
@@ -38,7 +39,7 @@ class State:
     average  the moving average of the model's weights, or None
     """
 
-    def __init__(self, recipe: Recipe, model: nn.Module, device: torch.device):
+    def __init__(self, recipe: Recipe, model: Network, device: torch.device):
         self.recipe, self.model = recipe, model
         self.history: list[dict[str, Any]] = []
         self.kept: dict[str, torch.Tensor] = {}

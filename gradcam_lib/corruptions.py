@@ -10,25 +10,29 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
+import numpy.typing as npt
+from numpy.random import Generator
 from PIL import Image
 
 __all__ = ["CORRUPTIONS", "corrupt"]
 
+Corruption = Callable[[np.ndarray, float, Generator], np.ndarray]
 
-def gaussian_noise(x, c, rng):
+
+def gaussian_noise(x: np.ndarray, c: float, rng: Generator) -> np.ndarray:
     return x + c * rng.standard_normal(x.shape)
 
 
-def shot_noise(x, c, rng):
+def shot_noise(x: np.ndarray, c: float, rng: Generator) -> np.ndarray:
     """What a sensor counts of light: c photons for white."""
     return rng.poisson(x * c) / c
 
 
-def gaussian_blur(x, c, rng):
+def gaussian_blur(x: np.ndarray, c: float, rng: Generator) -> np.ndarray:
     return cv2.GaussianBlur(x, (0, 0), c, borderType=cv2.BORDER_REFLECT)
 
 
-def motion_blur(x, c, rng):
+def motion_blur(x: np.ndarray, c: float, rng: Generator) -> np.ndarray:
     """The mean along a line of c pixels, in a direction of its own for each picture."""
     side = 2 * int(np.ceil(c / 2)) + 3
     kernel, angle = np.zeros((side, side)), rng.uniform(0, np.pi)
@@ -40,7 +44,7 @@ def motion_blur(x, c, rng):
     return cv2.filter2D(x, -1, kernel, borderType=cv2.BORDER_REFLECT)
 
 
-def fog(x, c, rng):
+def fog(x: np.ndarray, c: float, rng: Generator) -> np.ndarray:
     """Smooth clouds of strength c laid over the picture, and the whole brought back to the picture's brightness."""
     H, W, _ = x.shape
     clouds, strength = np.zeros((H, W)), 1.0
@@ -51,16 +55,16 @@ def fog(x, c, rng):
     return (x + c * clouds[..., None]) * x.max() / (x.max() + c)
 
 
-def brightness(x, c, rng):
+def brightness(x: np.ndarray, c: float, rng: Generator) -> np.ndarray:
     return x + c
 
 
-def contrast(x, c, rng):
+def contrast(x: np.ndarray, c: float, rng: Generator) -> np.ndarray:
     means = x.mean(axis=(0, 1))
     return means + c * (x - means)
 
 
-def pixelate(x, c, rng):
+def pixelate(x: np.ndarray, c: float, rng: Generator) -> np.ndarray:
     """Made smaller, by the share c of each side, and large again, in boxes."""
     H, W, _ = x.shape
     image = Image.fromarray(np.rint(x * 255).astype(np.uint8))
@@ -68,14 +72,14 @@ def pixelate(x, c, rng):
     return np.asarray(small.resize((W, H), Image.Resampling.BOX)) / 255
 
 
-def jpeg(x, c, rng):
+def jpeg(x: np.ndarray, c: float, rng: Generator) -> np.ndarray:
     file = io.BytesIO()
     Image.fromarray(np.rint(x * 255).astype(np.uint8)).save(file, "JPEG", quality=c)
     return np.asarray(Image.open(file)) / 255
 
 
 # name: the function and its parameter c, from the weakest to the strongest
-CORRUPTIONS: dict[str, tuple[Callable, tuple[float, ...]]] = {
+CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...]]] = {
     "Gaussian noise": (gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),  # as theirs: deviation, of 1
     "shot noise": (shot_noise, (500, 250, 100, 75, 50)),  # as theirs
     "Gaussian blur": (gaussian_blur, (0.4, 0.6, 0.7, 0.8, 1.0)),  # as theirs: deviation, in pixels
@@ -88,7 +92,7 @@ CORRUPTIONS: dict[str, tuple[Callable, tuple[float, ...]]] = {
 }
 
 
-def corrupt(images, name: str, severity: int, *, seed: int = 0) -> np.ndarray:
+def corrupt(images: npt.ArrayLike, name: str, severity: int, *, seed: int = 0) -> np.ndarray:
     """Pictures with one corruption.
 
     images    (N, H, W, 3) uint8 RGB

@@ -7,7 +7,7 @@ operations that they are, and the few operations of a backward pass that ONNX la
 import copy
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -57,7 +57,8 @@ def export_explainer(model: nn.Module, file: Path | str, *, layers: Sequence[str
         if wrong := [name for name in layers if name not in known]:
             raise ValueError(f"The model has no layer {wrong[0]!r} with feature maps. It has: {', '.join(known)}.")
         folded = copy.deepcopy(accelerated(model, list(layers), example, compiled=False))
-        network = folded.to(memory_format=torch.contiguous_format)  # ONNX knows no other
+        # ONNX knows no other.
+        network = folded.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # its types forgot this
         traced = make_fx(explainer(network, prepare, layers), BACKWARD)(picture, target)
         names = [f"{output}_{i}" for i in range(len(layers)) for output in ("map", "weights", "features")]
         try:
@@ -69,6 +70,7 @@ def export_explainer(model: nn.Module, file: Path | str, *, layers: Sequence[str
             lacking = set(re.findall(r"aten\.\w+", str(error))) or {"an operation"}
             raise ValueError(f"This model cannot be exported: ONNX lacks {', '.join(sorted(lacking))}.") from error
     with replacing(file := Path(file)) as scratch:
+        assert program  # with dynamo=True there is one
         program.save(scratch)
     return file
 
@@ -83,14 +85,16 @@ def traceable(picture: torch.Tensor, prepare: Preparation) -> torch.Tensor:
     return (x - mean) / std
 
 
-def explainer(network: nn.Module, prepare: Preparation, layers: Sequence[str]):
+def explainer(
+    network: nn.Module, prepare: Preparation, layers: Sequence[str]
+) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]]:
     """The function of (picture, target) that becomes the graph: a forward pass, and back from one logit."""
 
-    def explain(picture, target):
-        A = {}
+    def explain(picture: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        A: dict[str, torch.Tensor] = {}
 
-        def keep(name):
-            def hook(module, inputs, output):
+        def keep(name: str) -> Callable[[nn.Module, object, torch.Tensor], torch.Tensor]:
+            def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
                 # The first of the layers begins the part that is differentiated; the others lie within it.
                 A[name] = output if output.requires_grad else output.requires_grad_()
                 return A[name]
@@ -111,7 +115,8 @@ def explainer(network: nn.Module, prepare: Preparation, layers: Sequence[str]):
         outputs = [logits.detach()]
         for name, dA in zip(layers, gradients, strict=True):
             features = A[name].detach()
-            outputs += [grad_cam(features, dA).relu(), dA.mean((2, 3)), features]
+            map = grad_cam(features, dA).relu()  # type: ignore[no-untyped-call]  # an equation of `methods`
+            outputs += [map, dA.mean((2, 3)), features]
         return tuple(outputs)
 
     return explain
@@ -120,7 +125,19 @@ def explainer(network: nn.Module, prepare: Preparation, layers: Sequence[str]):
 # --- the backward pass in operations that ONNX has ---
 
 
-def convolution_backward(grad, x, w, _, stride, padding, dilation, transposed, output_padding, groups, mask):
+def convolution_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    _: object,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    mask: Sequence[bool],
+) -> tuple[torch.Tensor, None, None]:
     """The gradient at the input: a transposed convolution, padded to the input's size."""
     if transposed or mask[1] or mask[2]:
         raise ValueError("Only the gradient of a plain convolution with respect to its input is exported.")
@@ -131,13 +148,31 @@ def convolution_backward(grad, x, w, _, stride, padding, dilation, transposed, o
     return aten.convolution(grad, w, None, stride, padding, dilation, True, rest, groups), None, None
 
 
-def max_pool_backward(grad, x, size, stride, padding, dilation, ceil_mode, indices):
+def max_pool_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    indices: torch.Tensor,
+) -> torch.Tensor:
     """Each gradient goes to the place that its maximum came from."""
     zeros = torch.zeros_like(x).flatten(2)
     return zeros.scatter_add(2, indices.flatten(2), grad.flatten(2)).view(x.shape)
 
 
-def average_pool_backward(grad, x, size, stride, padding, ceil_mode, count_include_pad, divisor):
+def average_pool_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None,
+) -> torch.Tensor:
     """Each gradient spreads evenly over its window: averaging is a convolution of each map with equal weights."""
     if ceil_mode or divisor or (any(padding) and not count_include_pad):
         raise ValueError("Only average pooling whose windows all have the same number of pixels is exported.")
@@ -148,11 +183,11 @@ def average_pool_backward(grad, x, size, stride, padding, ceil_mode, count_inclu
     )[0]
 
 
-def relu_backward(grad, y, threshold):
+def relu_backward(grad: torch.Tensor, y: torch.Tensor, threshold: float) -> torch.Tensor:
     return torch.where(y <= threshold, 0.0, grad)
 
 
-def relu6_backward(grad, x, low, high):
+def relu6_backward(grad: torch.Tensor, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return torch.where((x <= low) | (x >= high), 0.0, grad)
 
 

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import torch
 from scipy import sparse
+from torch import nn
 from torch.nn.functional import conv2d, interpolate, pad
 from torchvision.transforms.v2.functional import gaussian_blur
 
@@ -43,6 +44,9 @@ __all__ = [
     "sensitivity_n",
 ]
 
+
+Classes = torch.Tensor | Sequence[int] | int
+Chosen = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of images n (B,), for their changed pictures j (B,)
 
 NINE_TENTHS = tuple(k / 10 for k in range(1, 10))
 
@@ -145,7 +149,9 @@ class Curve:
         return torch.trapezoid(self.probabilities, self.shares) / (self.shares[-1] - self.shares[0])
 
 
-def remove(images, maps, share: float, *, fill: str | torch.Tensor = "mean", seed: int = 0) -> torch.Tensor:
+def remove(
+    images: torch.Tensor, maps: torch.Tensor, share: float, *, fill: str | torch.Tensor = "mean", seed: int = 0
+) -> torch.Tensor:
     """The images without a share of their pixels, the map's largest first: what `deletion` shows to the network.
 
     share  in [0, 1]
@@ -157,7 +163,16 @@ def remove(images, maps, share: float, *, fill: str | torch.Tensor = "mean", see
     return _changed(images, lambda n, j: ranks[n] < count, fill, seed)(n, torch.zeros_like(n))
 
 
-def deletion(model, images, maps, targets, *, steps: int = 32, fill: str | torch.Tensor = "mean", **run) -> Curve:
+def deletion(
+    model: nn.Module,
+    images: torch.Tensor,
+    maps: torch.Tensor,
+    targets: Classes,
+    *,
+    steps: int = 32,
+    fill: str | torch.Tensor = "mean",
+    **run: int,
+) -> Curve:
     """Take pixels away, the map's largest first: the area is small where the network needed them (Petsiuk et al. 2018).
 
     steps  in how many equal steps all pixels go
@@ -172,7 +187,16 @@ def deletion(model, images, maps, targets, *, steps: int = 32, fill: str | torch
     return _curve(model, images, maps, targets, torch.linspace(0, 1, steps + 1), fill, **run)
 
 
-def insertion(model, images, maps, targets, *, steps: int = 32, fill: str | torch.Tensor = "blur", **run) -> Curve:
+def insertion(
+    model: nn.Module,
+    images: torch.Tensor,
+    maps: torch.Tensor,
+    targets: Classes,
+    *,
+    steps: int = 32,
+    fill: str | torch.Tensor = "blur",
+    **run: int,
+) -> Curve:
     """Begin with no pixel of the image and bring them back, the map's largest first (Petsiuk et al. 2018).
 
     The arguments are those of `deletion`. The area of the returned `Curve`, over the share that is back, is the score.
@@ -183,7 +207,15 @@ def insertion(model, images, maps, targets, *, steps: int = 32, fill: str | torc
     return Curve(1 - curve.shares, curve.probabilities, curve.top)
 
 
-def road(model, images, maps, targets, *, shares: Sequence[float] = NINE_TENTHS, **run):
+def road(
+    model: nn.Module,
+    images: torch.Tensor,
+    maps: torch.Tensor,
+    targets: Classes,
+    *,
+    shares: Sequence[float] = NINE_TENTHS,
+    **run: int,
+) -> tuple[torch.Tensor, Curve, Curve]:
     """Remove and debias: what the most important pixels were worth, against the least important (Rong et al. 2022).
 
     A pixel is removed by noisy linear imputation: it becomes the weighted mean of its eight neighbours, known or
@@ -196,12 +228,19 @@ def road(model, images, maps, targets, *, shares: Sequence[float] = NINE_TENTHS,
     important pixels from removing the most important, averaged over the shares; and the two curves. A map that knows
     nothing has 0; higher is better.
     """
-    shares = torch.tensor(shares)
-    most, least = (_curve(model, images, M, targets, shares, "noisy-linear", **run) for M in (maps, -maps))
+    removed = torch.tensor(shares)
+    most, least = (_curve(model, images, M, targets, removed, "noisy-linear", **run) for M in (maps, -maps))
     return (least.probabilities - most.probabilities).mean(1) / 2, most, least
 
 
-def drop_and_increase(model, images, maps, targets, *, batch_size: int | None = None):
+def drop_and_increase(
+    model: nn.Module,
+    images: torch.Tensor,
+    maps: torch.Tensor,
+    targets: Classes,
+    *,
+    batch_size: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What the class loses when the image is seen through its map (Chattopadhay et al. 2018, sec. 4.1).
 
     The image, as it is given to the network, is multiplied by the map after the map is divided by its largest value.
@@ -213,7 +252,7 @@ def drop_and_increase(model, images, maps, targets, *, batch_size: int | None = 
     images, maps, targets = _with_images(images, maps, targets)
     through = divided_by_largest(maps.clamp(min=0))[:, None]
 
-    def picture(n, j):
+    def picture(n: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         return images[n] * through[n].where(j.bool().view(-1, 1, 1, 1), torch.ones_like(through[n]))
 
     before, after = _answers(model, picture, targets, 2, images, batch_size).probabilities.unbind(1)
@@ -221,10 +260,10 @@ def drop_and_increase(model, images, maps, targets, *, batch_size: int | None = 
 
 
 def sensitivity_n(
-    model,
-    images,
-    maps,
-    targets,
+    model: nn.Module,
+    images: torch.Tensor,
+    maps: torch.Tensor,
+    targets: Classes,
     *,
     shares: Sequence[float] = (0.05, 0.2, 0.5),
     subsets: int = 100,
@@ -242,13 +281,18 @@ def sensitivity_n(
     nothing to do with the network has 0.
     """
     images, maps, targets = _with_images(images, maps, targets)
-    generator, H, W = torch.Generator().manual_seed(seed), *images.shape[2:]
+    generator = torch.Generator().manual_seed(seed)
+    H, W = images.shape[2:]
     columns = []
     for share in shares:
         ranks = torch.rand(len(images), subsets, H * W, generator=generator).argsort(2)
         gone = (ranks < max(1, round(share * H * W))).unflatten(2, (H, W)).to(images.device)
         gone = torch.cat([torch.zeros_like(gone[:, :1]), gone], 1)  # the first picture keeps every pixel
-        picture = _changed(images, lambda n, j, gone=gone: gone[n, j], fill, seed)
+
+        def without(n: torch.Tensor, j: torch.Tensor, gone: torch.Tensor = gone) -> torch.Tensor:
+            return gone[n, j]
+
+        picture = _changed(images, without, fill, seed)
         logits = _answers(model, picture, targets, subsets + 1, images, batch_size).logits
         sums = (gone[:, 1:] * maps[:, None]).sum((2, 3))
         columns.append(correlation(sums, logits[:, :1] - logits[:, 1:]))
@@ -284,9 +328,9 @@ BASELINES = {"random": random_map, "edges": edge_map, "centre": centre_map}
 
 
 def search(
-    model,
-    images,
-    targets,
+    model: nn.Module,
+    images: torch.Tensor,
+    targets: Classes,
     *,
     grid: int = 8,
     fill: str | torch.Tensor = "mean",
@@ -314,7 +358,7 @@ def search(
     for k in range(grid**2):
         left = (~moved).nonzero()[:, 1].view(N, -1)
 
-        def gone(n, j, left=left):
+        def gone(n: torch.Tensor, j: torch.Tensor, left: torch.Tensor = left) -> torch.Tensor:
             after = moved[n].scatter(1, left[n, j][:, None], True)[:, cell]
             return ~after if insert else after
 
@@ -329,7 +373,17 @@ def search(
 # --- changed pictures, and the network's answers to them ---
 
 
-def _curve(model, images, maps, targets, shares, fill, *, batch_size=None, seed=0) -> Curve:
+def _curve(
+    model: nn.Module,
+    images: torch.Tensor,
+    maps: torch.Tensor,
+    targets: Classes,
+    shares: torch.Tensor,
+    fill: str | torch.Tensor,
+    *,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> Curve:
     """Remove the given shares of the pixels, the map's largest first."""
     images, maps, targets = _with_images(images, maps, targets)
     ranks = _ranks(maps, seed)
@@ -361,7 +415,9 @@ class Answers:
 
 
 @torch.no_grad()
-def _answers(model, picture: Callable, targets, M: int, images, batch_size: int | None) -> Answers:
+def _answers(
+    model: nn.Module, picture: Chosen, targets: torch.Tensor, M: int, images: torch.Tensor, batch_size: int | None
+) -> Answers:
     """The answers to picture(n, j), (B, C, H, W), for all numbers of images n (B,) and of their pictures j (B,)."""
     N, columns = len(images), []
     with left_as_it_was(model):
@@ -376,7 +432,7 @@ def _answers(model, picture: Callable, targets, M: int, images, batch_size: int 
     return Answers(logits, log_probabilities, logits == largest)
 
 
-def _changed(images: torch.Tensor, gone: Callable, fill: str | torch.Tensor, seed: int) -> Callable:
+def _changed(images: torch.Tensor, gone: Chosen, fill: str | torch.Tensor, seed: int) -> Chosen:
     """What `_answers` asks for: the images n without the pixels gone(n, j), (B, H, W) bool."""
     if isinstance(fill, torch.Tensor):
         other = fill.to(images).expand_as(images)
@@ -388,15 +444,14 @@ def _changed(images: torch.Tensor, gone: Callable, fill: str | torch.Tensor, see
     else:
         raise ValueError(f'fill must be "mean", "blur", "noisy-linear" or a tensor, not {fill!r}.')
 
-    def picture(n, j):
+    def picture(n: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         away = gone(n, j)
         x = torch.where(away[:, None], other[n], images[n])
         if isinstance(fill, str) and fill == "noisy-linear":
-            x, holes = x.cpu().numpy(), away.cpu().numpy()
+            known, holes = x.cpu().numpy(), away.cpu().numpy()
             keys = zip(n.tolist(), j.tolist(), strict=True)  # the noise of a picture does not depend on its batch
             noise = np.stack([np.random.default_rng((seed, *key)).standard_normal(x.shape[1:]) for key in keys])
-            x = impute(x, holes) + NOISE * noise * holes[:, None]
-            x = torch.from_numpy(x).to(images)
+            x = torch.from_numpy(impute(known, holes) + NOISE * noise * holes[:, None]).to(images)
         return x
 
     return picture
@@ -468,7 +523,9 @@ def dissection(H: int, W: int) -> np.ndarray:
 # --- what is given ---
 
 
-def _with_images(images, maps, targets) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _with_images(
+    images: torch.Tensor, maps: torch.Tensor, targets: Classes
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The three of one length and on one device, the maps as large as the images."""
     if not isinstance(images, torch.Tensor) or images.ndim != 4 or not images.is_floating_point():
         raise ValueError("images must be a float tensor (N, C, H, W). For a single image, pass image[None].")
@@ -480,7 +537,7 @@ def _with_images(images, maps, targets) -> tuple[torch.Tensor, torch.Tensor, tor
     return images, enlarged(maps, images.shape[2:]), targets
 
 
-def _with_masks(maps, masks) -> tuple[torch.Tensor, torch.Tensor]:
+def _with_masks(maps: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Both flat, (N, H W), the maps as large as the masks."""
     masks = torch.as_tensor(masks, dtype=torch.bool)
     maps = _finite(maps).to(masks.device)
@@ -491,7 +548,7 @@ def _with_masks(maps, masks) -> tuple[torch.Tensor, torch.Tensor]:
     return enlarged(maps, masks.shape[1:]).flatten(1), masks.flatten(1)
 
 
-def _finite(maps) -> torch.Tensor:
+def _finite(maps: torch.Tensor) -> torch.Tensor:
     if not isinstance(maps, torch.Tensor) or maps.ndim != 3 or not maps.is_floating_point():
         raise ValueError("maps must be a float tensor (N, h, w). For a single map, pass map[None].")
     broken = (~maps.isfinite().all((1, 2))).nonzero()[:, 0].tolist()

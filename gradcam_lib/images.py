@@ -12,7 +12,7 @@ import re
 import textwrap
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import cv2
@@ -36,7 +36,7 @@ MAX_PIXELS = 100_000_000  # 300 MB once decoded
 # The formats that are read. A file is known by its first bytes, never by its name. Pillow's classes are called
 # directly: Image.open would add its own limit on the size, a global that any other library may have moved. (Inside the
 # classes for TIFF and WebP that limit still counts, so a program can lower it for them.)
-FORMATS = {
+FORMATS: dict[str, tuple[bytes, Callable[[IO[bytes]], ImageFile.ImageFile]]] = {
     "BMP": (rb"BM", BmpImageFile),
     "GIF": (rb"GIF8[79]a", GifImageFile),
     "JPEG": (rb"\xff\xd8\xff", JpegImageFile),

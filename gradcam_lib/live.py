@@ -7,16 +7,21 @@ and computes what the chapter computed, for every setting that the reader choose
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import numpy.typing as npt
 import torch
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from . import maths, plots
-from .images import to_uint8
+from .images import Array, to_uint8
 from .optimizers import SCHEDULES
 from .plots import BLUE, GREY, ORANGE, figure_in_style
 
@@ -33,7 +38,7 @@ class LiveFigure:
     numbers  what the script starts from, as `json.dumps` takes it
     """
 
-    def __init__(self, name: str, still: plt.Figure, alt: str, numbers: dict):
+    def __init__(self, name: str, still: Figure, alt: str, numbers: dict[str, Any]):
         self.name, self.still, self.alt, self.numbers = name, still, alt, numbers
 
     def __repr__(self) -> str:
@@ -52,7 +57,7 @@ class LiveFigure:
         )
 
 
-def convolution(x, kernels: Mapping[str, np.ndarray]) -> LiveFigure:
+def convolution(x: npt.ArrayLike, kernels: Mapping[str, np.ndarray]) -> LiveFigure:
     """A convolution whose kernel, stride and padding the reader chooses.
 
     x        (n, n) grey picture; rounded to three decimals
@@ -76,7 +81,7 @@ def convolution(x, kernels: Mapping[str, np.ndarray]) -> LiveFigure:
 
 
 @figure_in_style
-def _draw_convolution(x, name, w):
+def _draw_convolution(x: np.ndarray, name: str, w: np.ndarray) -> Figure:
     y = maths.conv2d(x[None, None], w[None, None])[0, 0]
     place = np.unravel_index(np.abs(y).argmax(), y.shape)
     figure, axes = plt.subplots(1, 3, figsize=(5.0, 2.0), width_ratios=(2, 1, 2), layout="constrained")
@@ -93,13 +98,13 @@ def _draw_convolution(x, name, w):
     axes[2].set_title(f"map, {len(y)} × {len(y)}", fontsize=10)
     for axis, size in ((axes[0], 3), (axes[2], 1)):
         corner = place[1] - 0.5, place[0] - 0.5
-        axis.add_patch(plt.Rectangle(corner, size, size, fill=False, edgecolor=ORANGE, linewidth=2, clip_on=False))
+        axis.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=ORANGE, linewidth=2, clip_on=False))
     for axis in axes:
         axis.axis("off")
     return figure
 
 
-def softmax(z, label: int, classes: Sequence[str]) -> LiveFigure:
+def softmax(z: npt.ArrayLike, label: int, classes: Sequence[str]) -> LiveFigure:
     """Probabilities, loss and the gradient at the scores, for scores and a true class that the reader chooses.
 
     z        (C,) scores; rounded to four decimals
@@ -148,7 +153,7 @@ def schedule(*, steps: int, peak: float) -> LiveFigure:
 
 
 @figure_in_style
-def _draw_schedule(steps, peak):
+def _draw_schedule(steps: int, peak: float) -> Figure:
     figure, axis = plt.subplots(figsize=(4.8, 3.0))
     looks = zip((GREY, "#7b4fa3", BLUE, ORANGE), ("-", ":", "--", "-"), strict=True)
     for (name, share), (colour, style) in zip(SCHEDULES.items(), looks, strict=True):
@@ -160,7 +165,7 @@ def _draw_schedule(steps, peak):
     return figure
 
 
-def threshold(images, maps, masks, titles: Sequence[str]) -> LiveFigure:
+def threshold(images: Sequence[Array] | Array, maps: Array, masks: Array, titles: Sequence[str]) -> LiveFigure:
     """The part of a map above a threshold that the reader chooses, against the object.
 
     images  (N, H, W, 3) uint8, or float tensor (N, 3, H, W) in [0, 1]
@@ -176,7 +181,7 @@ def threshold(images, maps, masks, titles: Sequence[str]) -> LiveFigure:
         )
     if not (masks.flatten(1).any(1).all() and maps.flatten(1).any(1).all()):
         raise ValueError("Each mask must hold an object and each map a value above 0; one of them is empty.")
-    images = [to_uint8(image) for image in images]
+    shown = [to_uint8(image) for image in images]
     levels = torch.stack([_level(M) for M in maps])
     pictures = [
         {
@@ -185,7 +190,7 @@ def threshold(images, maps, masks, titles: Sequence[str]) -> LiveFigure:
             "mask": "".join(str(int(inside)) for inside in mask.flatten()),
             "level": level.flatten().tolist(),
         }
-        for title, image, mask, level in zip(titles, images, masks, levels, strict=True)
+        for title, image, mask, level in zip(titles, shown, masks, levels, strict=True)
     ]
     scores = _iou_by_level(levels[0], masks[0])
     best = int(scores.argmax())
@@ -195,7 +200,7 @@ def threshold(images, maps, masks, titles: Sequence[str]) -> LiveFigure:
         f"{scores[best]:.2f}, at {best / 100:.2f}."
     )
     numbers = {"height": maps.shape[1], "width": maps.shape[2], "pictures": pictures}
-    return LiveFigure("threshold", _draw_threshold(images[0], levels[0], masks[0], scores), alt, numbers)
+    return LiveFigure("threshold", _draw_threshold(shown[0], levels[0], masks[0], scores), alt, numbers)
 
 
 def _level(M: torch.Tensor) -> torch.Tensor:
@@ -203,22 +208,22 @@ def _level(M: torch.Tensor) -> torch.Tensor:
 
     A comparison with each threshold, as `faithfulness.iou` makes it, so that no rounding moves a pixel across one.
     """
-    return sum((k / 100 * M.max() <= M).int() for k in range(1, 101))
+    return torch.stack([k / 100 * M.max() <= M for k in range(1, 101)]).sum(0).int()
 
 
-def _iou_by_level(level, mask) -> np.ndarray:
+def _iou_by_level(level: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
     inside = [level >= k for k in range(101)]
     return np.array([float((part & mask).sum() / (part | mask).sum()) for part in inside])
 
 
 @figure_in_style
-def _draw_threshold(image, level, mask, scores):
+def _draw_threshold(image: np.ndarray, level: torch.Tensor, mask: torch.Tensor, scores: np.ndarray) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(5.2, 2.5), layout="constrained")
     H, W = mask.shape
     left.imshow(image, interpolation="nearest", extent=(0, W, H, 0))
     above = (level >= 50).numpy()
     tint = np.zeros((H, W, 4))
-    tint[above] = (*plt.matplotlib.colors.to_rgb(ORANGE), 0.45)
+    tint[above] = (*to_rgb(ORANGE), 0.45)
     left.imshow(tint, interpolation="nearest", extent=(0, W, H, 0))
     for part, colour, width in ((mask.numpy(), "black", 3.5), (mask.numpy(), "white", 1.6), (above, ORANGE, 1.6)):
         for start, end in _edges(part):
@@ -237,7 +242,7 @@ def _draw_threshold(image, level, mask, scores):
     return figure
 
 
-def _edges(part):
+def _edges(part: np.ndarray) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
     """The sides of pixels at which a region ends, each as two points (x, y)."""
     padded = np.pad(part, 1)
     for y, x in np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1]):

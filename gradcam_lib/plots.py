@@ -810,9 +810,10 @@ def confusion(rates: npt.ArrayLike, classes: Sequence[str]) -> Figure:
     cmap = plt.get_cmap("rocket_r").copy()
     cmap.set_bad("#e4e7ec")
     shown = axis.imshow(wrong, cmap=cmap, vmin=0, vmax=max(wrong.max(), 1) * 1.15)
+    shades = np.asarray(shown.norm(rates))
     for i, j in np.ndindex(C, C):
         if i == j or rates[i, j] > 0.5:  # no cell says 0
-            colour = "white" if i != j and shown.norm(rates[i, j]) > 0.5 else "black"
+            colour = "white" if i != j and shades[i, j] > 0.5 else "black"
             axis.text(j, i, f"{rates[i, j]:.0f}", ha="center", va="center", fontsize=9, color=colour)
     axis.set_xticks(range(C), classes, rotation=50, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(C), classes)

@@ -320,15 +320,16 @@ class Description:
         lines.append(f"problems      {len(self.problems):,}")
         for kind, group in self.problems.groupby("kind", sort=False):
             lines.append(f"  {kind}: {len(group):,}")
-            for row in group.head(3).itertuples():
-                files = ", ".join(row.files[:3]) + f" and {len(row.files) - 3:,} more" * (len(row.files) > 3)
-                lines.append(f"    {files}: {row.what}" if files else f"    {row.what}")
+            found: Any  # its attributes are the table's columns
+            for found in group.head(3).itertuples():
+                files = ", ".join(found.files[:3]) + f" and {len(found.files) - 3:,} more" * (len(found.files) > 3)
+                lines.append(f"    {files}: {found.what}" if files else f"    {found.what}")
             if len(group) > 3:
                 lines.append(f"    and {len(group) - 3:,} more")
         return "\n".join(lines)
 
 
-def describe(source: str | os.PathLike) -> Description:
+def describe(source: str | os.PathLike[str]) -> Description:
     """Look at every picture of a data set, and report what is in it and what is wrong with it.
 
     source  the name of a data set of `load_dataset`; or the path of any folder of pictures, where each sub-folder is a
@@ -361,7 +362,8 @@ def describe(source: str | os.PathLike) -> Description:
         splits = load_dataset(source)
         if isinstance(splits.train, ArrayDataset):
             return _describe_arrays(source, splits)
-        whole = splits.train.dataset  # torchvision's; its folder may hold more than its classes
+        assert isinstance(splits.train, FolderSplit)
+        whole: Any = splits.train.dataset  # torchvision's; its folder may hold more than its classes
         folder = Path(whole.root) / DATASETS[source].archive.removesuffix(".tar")
         return _describe_folder(source, folder, classes=whole.categories)
     folder = Path(source)
@@ -505,7 +507,7 @@ def _read_file(path: Path) -> Facts | tuple[str, str]:
             mode, pixels = _header(file, format) if format else ("", 0)
         if pixels > MAX_PIXELS:
             return "too large", f"{pixels:,} pixels, above the {MAX_PIXELS:,} that are read"
-        facts = _facts(load_image(path), format, mode, about.st_size)
+        facts = _facts(load_image(path), format or "", mode, about.st_size)  # of no format is no picture: ImageError
     except ImageError as error:
         return "damaged" if format else "not a picture", _without_name(error, path)
     except FileNotFoundError:

@@ -7,6 +7,7 @@ Here a method is any function of (model, images, targets) that gives maps (N, h,
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
+from typing import Any
 
 import pandas as pd
 import torch
@@ -16,6 +17,7 @@ from torch.nn.functional import conv2d, pad
 
 from .cam import divided_by_largest, explain
 from .faithfulness import correlation, enlarged
+from .methods import Method
 
 __all__ = [
     "Explainer",
@@ -32,10 +34,10 @@ __all__ = [
 Explainer = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def explainer(method: str | Callable = "grad-cam", **options) -> Explainer:
+def explainer(method: str | Method = "grad-cam", **options: Any) -> Explainer:
     """A method of the CAM family as a function of (model, images, targets); `options` go to `explain`."""
 
-    def maps(model, images, targets):
+    def maps(model: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return explain(model, images, targets=targets, method=method, **options).maps
 
     return maps
@@ -180,11 +182,11 @@ def views(
     size = images.shape[2:]
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
 
-    def moved(x, dy, dx):
+    def moved(x: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
         framed = pad(x, (shift,) * 4, mode="reflect")
         return framed[..., shift - dy : shift - dy + size[0], shift - dx : shift - dx + size[1]]
 
-    def maps(x):
+    def maps(x: torch.Tensor) -> torch.Tensor:
         return enlarged(method(model, x, targets), size)
 
     found = [maps(images), maps(images.flip(3)).flip(2), maps(images + 0.1 * images.std() * noise)]

@@ -136,8 +136,9 @@ def explain_dataset(
     loader = _loader(loader, on_gpu=_device(model).type == "cuda")
     data: Any = loader.dataset
     N, out, step = len(data), Path(out), loader.batch_size or BATCH_SIZE
-    if isinstance(targets, torch.Tensor | np.ndarray):
-        targets = targets.tolist()
+    given: Any = targets
+    if hasattr(given, "tolist"):  # a tensor or an array
+        targets = given.tolist()
     if isinstance(targets, list | tuple) and len(targets) != N:
         raise ValueError(f"There are {len(targets)} targets for the {N} images of the data set. Give one for each.")
     if shard_size < 1:

@@ -7,11 +7,13 @@ concatenation counts as what it does, whatever the class of the module that does
 
 import copy
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from math import inf, prod
 from operator import or_
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -19,6 +21,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .layers import list_layers
+
+if TYPE_CHECKING:
+    from .architectures import Network
 
 __all__ = ["Summary", "explainable", "summarise"]
 
@@ -61,11 +66,11 @@ class Summary:
         own = self.table["receptive_field"][(names == module) | names.str.startswith(f"{module}.")]
         return None if own.empty else float(own.iloc[-1])
 
-    def __str__(self):
-        def count(number):
+    def __str__(self) -> str:
+        def count(number: int) -> str:
             return f"{number:,}" if number else ""
 
-        def side(r):
+        def side(r: float) -> str:
             return "all" if r == inf else f"{r:.0f}"
 
         t = self.table
@@ -128,7 +133,7 @@ def summarise(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)
     )
 
 
-def explainable(model: nn.Module, side: int | None = None) -> list[dict]:
+def explainable(model: "Network", side: int | None = None) -> list[dict[str, object]]:
     """The layers of `list_layers`, a row each: layer, maps, height, width, and its receptive field.
 
     side  of the picture, in pixels; None takes that of `model.prepare`
@@ -141,19 +146,20 @@ def explainable(model: nn.Module, side: int | None = None) -> list[dict]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            field_of = summarise(model, shape).field_of
+            measured = summarise(model, shape)
     except (ValueError, RuntimeError):
-        field_of = {}.get
-    rows = []
+        measured = None
+    rows: list[dict[str, object]] = []
     for layer in found:
-        field, size = field_of(layer.name), dict(zip(("maps", "height", "width"), layer.shape, strict=True))
+        field = measured.field_of(layer.name) if measured else None
+        size = dict(zip(("maps", "height", "width"), layer.shape, strict=True))
         rows.append({"layer": layer.name, **size, "receptive field": "all" if field == inf else field and int(field)})
     return rows
 
 
 def _without_values(model: nn.Module) -> nn.Module:
     """A copy of the model on the meta device, in evaluation mode and without hooks; its tensors are not copied."""
-    twins = {}
+    twins: dict[int, Any] = {}
     for module in model.modules():
         for tensor in [*vars(module).values(), *module._parameters.values(), *module._buffers.values()]:
             if isinstance(tensor, nn.Parameter):
@@ -192,6 +198,9 @@ class _Span:
 EVERYTHING = _Span(-inf, inf, 1)
 
 
+Axes = tuple[frozenset[int], ...]
+
+
 @dataclass(frozen=True)
 class _Past:
     """What a tensor has come from.
@@ -202,21 +211,22 @@ class _Past:
     """
 
     spans: tuple[_Span, _Span]
-    axes: tuple[frozenset, ...]
+    axes: Axes
     depth: int
 
 
-NOWHERE = frozenset()
+NOWHERE: frozenset[int] = frozenset()
 CONSTANT = _Past((_Span(0, -1, 1), _Span(0, -1, 1)), (), 0)  # made from parameters alone: it depends on no pixel
+Arguments = dict[str, Any]  # of an operation, by their names
 # Operations that give the same numbers under another shape: in the same order, and with axes exchanged.
 RESHAPING = {"view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "_reshape_alias"}
-PERMUTING = {
+PERMUTING: dict[str, Callable[[Arguments], list[int]]] = {
     "permute": lambda a: [axis % a["self"].ndim for axis in a["dims"]],
     "transpose": lambda a: _exchanged(a["self"].ndim, a["dim0"], a["dim1"]),
     "t": lambda a: [1, 0],
 }
 # Operations that mix all places along some axes of their first input, and which axes.
-MIXING = {
+MIXING: dict[str, Callable[[Arguments], Iterable[int]]] = {
     "linear": lambda a: [-1],
     "addmm": lambda a: [-1],
     "mm": lambda a: [-1],
@@ -244,11 +254,12 @@ class _Tracer(TorchDispatchMode):
     """Watches every operation: what each tensor has come from, and a row for each layer."""
 
     def __init__(self, model: nn.Module, image: torch.Tensor):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's, without types
         spans = (_Span(0, 0, 1), _Span(0, 0, 1))
         self.pasts = {id(image): _Past(spans, (NOWHERE, NOWHERE, frozenset({0}), frozenset({1})), 0)}
         self.alive = [image]  # an id stays a tensor's own only while that lives; without values it costs nothing
-        self.rows, self.open = [], None
+        self.rows: list[dict[str, Any]] = []
+        self.open: dict[str, Any] | None = None
         self.path = [""]  # the names of the modules that are running, the innermost last
         self.uncounted = {p: name for name, p in model.named_parameters()}
         for name, module in model.named_modules():
@@ -257,24 +268,24 @@ class _Tracer(TorchDispatchMode):
 
     # --- rows ---
 
-    def enter(self, name):
-        def hook(module, inputs):
+    def enter(self, name: str) -> Callable[[nn.Module, object], None]:
+        def hook(module: nn.Module, inputs: object) -> None:
             self.path.append(name)
             if self.open is None and not any(True for _ in module.children()):
                 self.open = self.new_row(module)
 
         return hook
 
-    def leave(self, module, inputs, output):
+    def leave(self, module: nn.Module, inputs: object, output: object) -> None:
         if self.open is not None and self.open["module"] is module:
-            self.close(type(module).__name__, output)
+            self.close(self.open, type(module).__name__, output)
         self.path.pop()
 
-    def new_row(self, module=None):
+    def new_row(self, module: nn.Module | None = None) -> dict[str, Any]:
         return {"module": module, "made": False, "multiply_adds": 0, "parameters": set()}
 
-    def close(self, kind, output):
-        row, self.open = self.open, None
+    def close(self, row: dict[str, Any], kind: str, output: Any) -> None:
+        self.open = None
         while isinstance(output, list | tuple) and output:
             output = output[0]
         past = self.pasts.get(id(output), CONSTANT)
@@ -302,7 +313,9 @@ class _Tracer(TorchDispatchMode):
 
     # --- operations ---
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
         with self.row(name) as row:
@@ -322,7 +335,7 @@ class _Tracer(TorchDispatchMode):
         return output
 
     @contextmanager
-    def row(self, name):
+    def row(self, name: str) -> Iterator[dict[str, Any]]:
         """The row that an operation belongs to: of the layer that is running, or one of its own."""
         if self.open is not None:
             yield self.open
@@ -330,10 +343,10 @@ class _Tracer(TorchDispatchMode):
         self.open = row = self.new_row()
         yield row
         if row["made"]:
-            self.close(name.strip("_"), row["output"])
+            self.close(row, name.strip("_"), row["output"])
         self.open = None
 
-    def follow(self, name, arguments, output, row):
+    def follow(self, name: str, arguments: Arguments, output: Any, row: dict[str, Any]) -> None:
         """What the output has come from, by what the inputs have."""
         given = [t for a in arguments.values() for t in (a if isinstance(a, list | tuple) else [a])]
         row["parameters"].update(t for t in given if isinstance(t, nn.Parameter))
@@ -357,9 +370,12 @@ class _Tracer(TorchDispatchMode):
             )
 
 
-def _spans(name, a, x, y, pasts, axes):
+def _spans(
+    name: str, a: Arguments, x: torch.Tensor, y: torch.Tensor, pasts: list[_Past], axes: Axes
+) -> tuple[_Span, _Span]:
     """Down and across, the pixels that a place of y depends on."""
     spans = [reduce(or_, (past.spans[d] for past in pasts)) for d in (0, 1)]
+    windows: Iterable[tuple[int, ...]]  # kernel, stride, padding, dilation, as far as they are given
     if name == "convolution" and x.ndim == 4 and not a["transposed"]:
         windows = zip(a["weight"].shape[2:], a["stride"], a["padding"], a["dilation"], strict=True)
     elif name in ("max_pool2d_with_indices", "avg_pool2d"):
@@ -371,19 +387,21 @@ def _spans(name, a, x, y, pasts, axes):
         windows = ((1, 1, before) for before in [*a["pad"][::2], 0, 0][1::-1])
     else:
         mixed = _mixed(name, a, x, y, axes)
-        return tuple(EVERYTHING if d in mixed else spans[d] for d in (0, 1))
-    return tuple(span.window(*window) for span, window in zip(spans, windows, strict=True))
+        return EVERYTHING if 0 in mixed else spans[0], EVERYTHING if 1 in mixed else spans[1]
+    down, across = (span.window(*window) for span, window in zip(spans, windows, strict=True))
+    return down, across
 
 
-def _divides(before, after) -> bool:
+def _divides(before: Sequence[int], after: Sequence[int]) -> bool:
     """Whether an adaptive pooling has windows of one size, side by side, and more than one of them."""
     return min(after) > 1 and not any(n % m for n, m in zip(before, after, strict=True))
 
 
-def _mixed(name, a, x, y, axes):
+def _mixed(name: str, a: Arguments, x: torch.Tensor, y: torch.Tensor, axes: Axes) -> frozenset[int]:
     """Which axes of the image are no longer told apart by place."""
     if name in RESHAPING or name in PERMUTING or name == "cat":
         return NOWHERE
+    places: Iterable[int]
     if name in MIXING:
         places = MIXING[name](a)
     elif name == "convolution":  # transposed, or along one axis of tokens
@@ -398,7 +416,7 @@ def _mixed(name, a, x, y, axes):
     return NOWHERE.union(*(axes[i] for i in places))
 
 
-def _axes(name, a, x, y, axes):
+def _axes(name: str, a: Arguments, x: torch.Tensor, y: torch.Tensor, axes: Axes) -> Axes:
     """Which axes of the image run along each axis of y."""
     if name in PERMUTING:
         return tuple(axes[i] for i in PERMUTING[name](a))
@@ -409,9 +427,10 @@ def _axes(name, a, x, y, axes):
     return axes if x.ndim == y.ndim else (NOWHERE,) * y.ndim
 
 
-def _reshaped(before, after, axes):
+def _reshaped(before: Sequence[int], after: Sequence[int], axes: Axes) -> Axes:
     """Match two shapes from the front, in groups of equal product: what runs along a group before does so after."""
-    result, i, j = [], 0, 0
+    result: list[frozenset[int]] = []
+    i, j = 0, 0
     while i < len(before):
         end_i, end_j, left, right = i + 1, j + 1, before[i], prod(after[j : j + 1])
         while left != right:
@@ -427,13 +446,13 @@ def _reshaped(before, after, axes):
     return (*result, *[NOWHERE] * (len(after) - len(result)))
 
 
-def _exchanged(length, i, j):
+def _exchanged(length: int, i: int, j: int) -> list[int]:
     order = list(range(length))
     order[i], order[j] = order[j], order[i]
     return order
 
 
-def _multiply_adds(name, a, y):
+def _multiply_adds(name: str, a: Arguments, y: torch.Tensor) -> int:
     if name == "convolution":
         per_place = prod(a["weight"].shape[1:])  # each output value's products, or each input's where it is transposed
         return (a["input"] if a["transposed"] else y).numel() * per_place
@@ -445,6 +464,6 @@ def _multiply_adds(name, a, y):
     return 0
 
 
-def _pair(option):
+def _pair(option: int | Sequence[int]) -> list[int]:
     option = [option] if isinstance(option, int) else list(option)
     return option * 2 if len(option) == 1 else option

@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass
 from itertools import count
 from math import isfinite, log
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from sklearn.metrics import recall_score
@@ -23,11 +25,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from .architectures import Preparation, build_model
+from .architectures import AirbenchNet, Network, Preparation, build_model
 from .batches import ArrayBatches, PictureBatches, at_once, at_size, in_order, normalised
 from .batches import views as views_of
 from .checkpoints import State, TrainingError, best_epoch, ends_the_run
-from .datasets import ArrayDataset, FolderSplit, Splits, first_of_each_class, load_dataset
+from .datasets import ArrayDataset, FolderSplit, Part, Splits, first_of_each_class, load_dataset
 from .decoded import DecodedPictures, decode
 from .faults import enough_memory, writing
 from .layers import output_of
@@ -38,6 +40,9 @@ from .records import describe_machine, write_record
 from .world import World, fastest_device, joined, usable
 
 __all__ = ["RECIPES", "Recipe", "Run", "TrainingError", "learning_rate_range", "measure", "predict", "train"]
+
+Batches = ArrayBatches | PictureBatches
+Decoded = ArrayDataset | DecodedPictures  # images that can be trained on
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LESS_MEMORY = (
@@ -62,7 +67,7 @@ class Run:
 
     model: nn.Module
     history: pd.DataFrame
-    record: dict | None
+    record: dict[str, Any] | None
 
 
 def train(
@@ -109,7 +114,6 @@ def train(
             tempfile.TemporaryFile(dir=out).close()
     with _algorithms(deterministic), enough_memory(LESS_MEMORY.format(recipe)):
         state, batches, data, training_set = _beginning(recipe, data, world)
-        model = state.model
         if out:
             state.resume(out / "checkpoint.safetensors")
         if world.sum([len(state.history)]) != [world.size * len(state.history)]:
@@ -117,7 +121,7 @@ def train(
         weights = _run(state, batches, world, data, out, compile, tensorboard, progress)
         # The network that was trained may have been changed for many workers; what is returned has not.
         kept = build_model(recipe.model, len(data.classes))
-        kept.prepare, kept.classes = model.prepare, data.classes
+        kept.prepare, kept.classes = state.model.prepare, data.classes
         kept.load_state_dict(weights)
         kept = round_to_half(kept).eval()
         table = pd.DataFrame(state.history)
@@ -148,7 +152,8 @@ def learning_rate_range(
     number or four times that of guessing.
     """
     data = _fitting(recipe, data)
-    world, rows = World(usable(device or fastest_device())), []
+    world = World(usable(device or fastest_device()))
+    rows: list[dict[str, float]] = []
     state, batches, data, _ = _beginning(recipe, data, world)
     state.model.train()
     with tqdm(total=steps, unit=" steps", desc=f"{recipe.name}, step sizes") as bar:
@@ -163,6 +168,7 @@ def learning_rate_range(
                 bar.update()
                 if len(rows) == steps or not loss < 4 * log(len(data.classes)):
                     return pd.DataFrame(rows)
+    raise AssertionError("unreachable: the epochs have no end")
 
 
 def _fitting(recipe: Recipe, data: Splits | None) -> Splits:
@@ -183,26 +189,41 @@ def _fitting(recipe: Recipe, data: Splits | None) -> Splits:
     return data
 
 
-def _beginning(recipe: Recipe, data: Splits, world: World):
+def _beginning(recipe: Recipe, data: Splits, world: World) -> tuple[State, Batches, Splits, Decoded]:
     """Before the first step: the state, the batches, the data set with its pictures decoded, and its training set."""
     torch.manual_seed(recipe.seed)
-    model = _network(recipe, len(data.classes)).to(world.device, memory_format=torch.channels_last)
+    model = _network(recipe, len(data.classes)).to(world.device)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its types forgot this
     if isinstance(data.train, FolderSplit):
         data = decode(data, model.prepare.resize)
     training_set = _training_set(recipe, data)
-    make = ArrayBatches if isinstance(training_set, ArrayDataset) else PictureBatches
-    batches = make(training_set, recipe, model.prepare, world)
+    batches: Batches
     if isinstance(training_set, ArrayDataset):
+        batches = ArrayBatches(training_set, recipe, model.prepare, world)
         with torch.no_grad():
             output_of(model.eval(), normalised(batches.pixels[:1], model.prepare))  # says what does not fit
-    if hasattr(model, "set_whitening"):
-        model.set_whitening(normalised(batches.pixels[:5000], model.prepare))
+        if isinstance(model, AirbenchNet):
+            model.set_whitening(normalised(batches.pixels[:5000], model.prepare))
+    else:
+        if isinstance(model, AirbenchNet):
+            raise ValueError(f"{recipe.name!r}: {recipe.model!r} is for CIFAR and shapes, not for {data.info.title}.")
+        batches = PictureBatches(training_set, recipe, model.prepare, world)
     return State(recipe, model, world.device), batches, data, training_set
 
 
-def _run(state: State, batches, world: World, data: Splits, out, compile, tensorboard, progress) -> dict:
+def _run(
+    state: State,
+    batches: Batches,
+    world: World,
+    data: Splits,
+    out: Path | None,
+    compile: bool,
+    tensorboard: Path | str | None,
+    progress: bool,
+) -> dict[str, torch.Tensor]:
     """All epochs that are still to do; the weights that are kept."""
-    recipe, steps, network = state.recipe, len(batches), world.together(state.model)
+    recipe, steps = state.recipe, len(batches)
+    network: Any = world.together(state.model)
     network = torch.compile(network) if compile else network
     checkpoint = out / "checkpoint.safetensors" if out and world.rank == 0 else None
     with (
@@ -234,11 +255,14 @@ def _run(state: State, batches, world: World, data: Splits, out, compile, tensor
     return state.result
 
 
-def _train_epoch(state: State, network, batches, world: World, bar: tqdm, interrupted: threading.Event) -> bool:
+def _train_epoch(
+    state: State, network: Any, batches: Batches, world: World, bar: "tqdm[NoReturn]", interrupted: threading.Event
+) -> bool:
     """The steps of an epoch that are still to do. False where an interruption left some of them."""
     recipe, epoch, steps = state.recipe, len(state.history) + 1, len(batches)
     network.train()
-    unseen, looked = [], time.perf_counter()
+    unseen: list[tuple[int, torch.Tensor]] = []
+    looked = time.perf_counter()
     for x, y, n in batches.epoch(epoch, first=state.step):
         torch.manual_seed(_seed_of_step(recipe, epoch, state.step, world))
         set_progress(state.optimizers, recipe, (epoch - 1 + state.step / steps) / recipe.epochs)
@@ -259,7 +283,7 @@ def _seed_of_step(recipe: Recipe, epoch: int, step: int, world: World) -> int:
     return ((recipe.seed * 10_007 + epoch) * 1_000_003 + step) * 1_009 + world.rank
 
 
-def _step(state: State, network, x: torch.Tensor, y: torch.Tensor, n: int, world: World) -> torch.Tensor:
+def _step(state: State, network: Any, x: torch.Tensor, y: torch.Tensor, n: int, world: World) -> torch.Tensor:
     """One step of every optimiser on a batch of n images, of which x and y are this worker's part.
 
     returns (2,): the sum of this part's losses, and how many of its images were right; on the device
@@ -284,7 +308,7 @@ def _step(state: State, network, x: torch.Tensor, y: torch.Tensor, n: int, world
     return seen
 
 
-def _look(state: State, unseen: list[tuple[int, torch.Tensor]], bar: tqdm) -> None:
+def _look(state: State, unseen: list[tuple[int, torch.Tensor]], bar: "tqdm[NoReturn]") -> None:
     """Add the steps since the last look to the sums of the epoch, and show these."""
     recipe, epoch = state.recipe, len(state.history) + 1
     values = torch.stack([seen for _, seen in unseen]).tolist()  # from the device all at once
@@ -298,13 +322,13 @@ def _look(state: State, unseen: list[tuple[int, torch.Tensor]], bar: tqdm) -> No
             )
         for i, value in enumerate((images, loss, hits)):
             state.sums[i] += value
-    images, loss, hits, _ = state.sums
-    bar.set_postfix_str(f"epoch {epoch}: {loss / max(images, 1):.3f} nats, {hits / max(images, 1):.1%}", refresh=False)
+    seen, loss, hits, _ = state.sums
+    bar.set_postfix_str(f"epoch {epoch}: {loss / max(seen, 1):.3f} nats, {hits / max(seen, 1):.1%}", refresh=False)
     bar.update(len(unseen))
     unseen.clear()
 
 
-def _row(state: State, world: World) -> dict:
+def _row(state: State, world: World) -> dict[str, Any]:
     images, loss, hits = world.sum(state.sums[:3])
     row = {"epoch": len(state.history) + 1, "train_loss": loss / images, "train_accuracy": hits / images}
     return row | {"seconds": state.sums[3]}
@@ -315,7 +339,7 @@ def _interrupt_held_back(world: World) -> Iterator[threading.Event]:
     """Ctrl-C is noted, for the loop to stop at the end of a step; a second one stops it at once."""
     asked = threading.Event()
 
-    def note(number, frame):
+    def note(number: int, frame: object) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
@@ -335,7 +359,7 @@ def _interrupt_held_back(world: World) -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _events(folder: Path | str | None, done: int) -> Iterator[Callable[[dict], None]]:
+def _events(folder: Path | str | None, done: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """What takes a row of the history into TensorBoard's event files, where there is a folder for them."""
     if folder is None:
         yield lambda row: None
@@ -346,7 +370,7 @@ def _events(folder: Path | str | None, done: int) -> Iterator[Callable[[dict], N
         raise ValueError("TensorBoard's event files need a package that is missing: pip install tensorboard") from error
     with SummaryWriter(folder, purge_step=done + 1) as writer:
 
-        def note(row):
+        def note(row: dict[str, Any]) -> None:
             for name, value in row.items():
                 writer.add_scalar(name, value, row["epoch"])
 
@@ -369,7 +393,7 @@ def _algorithms(deterministic: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
-def _network(recipe: Recipe, classes: int) -> nn.Module:
+def _network(recipe: Recipe, classes: int) -> Network:
     """The network before training, with the size of its pictures as the recipe has it."""
     model = (load_pretrained if recipe.pretrained else build_model)(recipe.model, classes)
     if recipe.image_size is not None:
@@ -377,7 +401,7 @@ def _network(recipe: Recipe, classes: int) -> nn.Module:
     return model
 
 
-def _training_set(recipe: Recipe, data: Splits) -> ArrayDataset | DecodedPictures:
+def _training_set(recipe: Recipe, data: Splits) -> Decoded:
     images = data.train
     if recipe.all_images and not isinstance(images, ArrayDataset):
         raise ValueError(f"{recipe.name!r}: all_images is for CIFAR and shapes; {data.info.title} keeps its parts.")
@@ -385,13 +409,14 @@ def _training_set(recipe: Recipe, data: Splits) -> ArrayDataset | DecodedPicture
         pixels, targets = (np.concatenate([getattr(part, name) for part in (data.train, data.validation)])
                            for name in ("data", "targets"))  # fmt: skip
         images = ArrayDataset(pixels, targets, data.classes)
+    assert not isinstance(images, FolderSplit)  # they are decoded by now
     if recipe.per_class is not None:
         images = images.take(first_of_each_class(images.targets, recipe.per_class))
     return images.take(slice(0, recipe.train_images))
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images, *, batch_size: int | None = None, views: int = 1) -> torch.Tensor:
+def predict(model: nn.Module, images: Decoded, *, batch_size: int | None = None, views: int = 1) -> torch.Tensor:
     """The logits of every image, (N, classes) float32 on the CPU. Leaves the model in evaluation mode.
 
     model       with `model.prepare`, as `build_model` and `load_model` give it; one without is shown pixels in [0, 1]
@@ -402,31 +427,40 @@ def predict(model: nn.Module, images, *, batch_size: int | None = None, views: i
     device, prepare = next(model.parameters()).device, getattr(model, "prepare", PIXELS)
     batch_size = batch_size or at_once(prepare.size, device)
     model.eval()
-    parts = []
+    parts: list[torch.Tensor] = []
     for x in in_order(images, prepare, device, batch_size):
         parts.append(sum(share * model(view).float() for share, view in views_of(x, views)).cpu())
     return torch.cat(parts)
 
 
-def measure(logits: torch.Tensor, targets) -> tuple[float, float]:
+def measure(logits: torch.Tensor, targets: npt.ArrayLike | torch.Tensor) -> tuple[float, float]:
     """Mean cross-entropy in nats, and accuracy in [0, 1], of logits (N, C) against targets (N,)."""
     targets = torch.as_tensor(targets)
     return cross_entropy(logits, targets).item(), (logits.argmax(1) == targets).double().mean().item()
 
 
-def _predict_together(model: nn.Module, images, views: int, world: World) -> torch.Tensor:
+def _predict_together(model: nn.Module, images: Part, views: int, world: World) -> torch.Tensor:
     """As `predict`, each worker a part."""
+    assert not isinstance(images, FolderSplit)  # they are decoded by now
     return world.gathered(predict(model, images.take(world.part(len(images))), views=views))
 
 
-def _mean_class_accuracy(logits: torch.Tensor, targets) -> float:
+def _mean_class_accuracy(logits: torch.Tensor, targets: np.ndarray) -> float:
     """The mean over the classes of the accuracy in each: what the small classes count for as much as the large ones."""
     return float(recall_score(targets, logits.argmax(1), labels=np.unique(targets), average="macro", zero_division=0))
 
 
-def _write_record(folder: Path, recipe, model, history, training_set, data: Splits, world: World) -> dict | None:
+def _write_record(
+    folder: Path,
+    recipe: Recipe,
+    model: Network,
+    history: pd.DataFrame,
+    training_set: Decoded,
+    data: Splits,
+    world: World,
+) -> dict[str, Any] | None:
     """Save the weights and measure them, as they are saved, on all parts of the data set."""
-    parts = {"train": training_set, "test": data.test}
+    parts: dict[str, Part] = {"train": training_set, "test": data.test}
     if not recipe.all_images:
         parts["validation"] = data.validation
     logits = {
@@ -436,12 +470,12 @@ def _write_record(folder: Path, recipe, model, history, training_set, data: Spli
     if world.rank > 0:
         return None
     logits["test"] = logits["test"].half()
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name in parts:
         loss, accuracy = measure(logits[name].float(), parts[name].targets)
         metrics |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
         metrics[f"{name}_mean_class_accuracy"] = _mean_class_accuracy(logits[name], parts[name].targets)
-    rows = history.to_dict("records")
+    rows: list[Any] = history.to_dict("records")
     record = {
         "recipe": asdict(recipe),
         "command": f"gradcam-lib train {recipe.name}" + (f" --seed {recipe.seed}" if recipe.seed else ""),

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -45,7 +46,7 @@ class World:
         """The rows (n, ...) of all workers, one after the other, on the CPU."""
         if self.size == 1:
             return rows
-        parts = [None] * self.size
+        parts: list[Any] = [None] * self.size
         distributed.all_gather_object(parts, rows.cpu())
         return torch.cat(parts)
 
@@ -63,14 +64,18 @@ class _Sum(torch.autograd.Function):
     """The sum over all workers, to each of them; and so is its gradient, since the loss is the sum of theirs."""
 
     @staticmethod
-    def forward(context, x):
+    def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
         total = x.clone()
         distributed.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(context, gradient):
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
         return _Sum.forward(context, gradient.contiguous())
+
+
+def _sum(x: torch.Tensor) -> torch.Tensor:
+    return _Sum.apply(x)  # type: ignore[no-untyped-call]  # PyTorch's, without types
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
@@ -79,18 +84,21 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     PyTorch's own, `nn.SyncBatchNorm`, is for GPUs alone.
     """
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(x)
+        # None in batch norms without statistics, or with their plain mean: no network of ours has one.
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.momentum is not None and self.num_batches_tracked is not None
         u = x.float()
-        summed = _Sum.apply(torch.cat([u.sum((0, 2, 3)), u.new_tensor([u.numel() / len(self.running_mean)])]))
+        summed = _sum(torch.cat([u.sum((0, 2, 3)), u.new_tensor([u.numel() / len(self.running_mean)])]))
         count, mean = summed[-1].detach(), summed[:-1] / summed[-1].detach()
         centred = u - mean[:, None, None]
-        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
+        variance = _sum(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-            self.num_batches_tracked += 1
+            self.num_batches_tracked.add_(1)
         y = centred * (variance + self.eps).rsqrt()[:, None, None]
         return (y * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
