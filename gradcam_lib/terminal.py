@@ -55,7 +55,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> Table:
         right = isinstance(value, int | float) or (isinstance(value, str) and value.endswith(" %"))
         made.add_column(name.replace("_", " "), overflow="fold", justify="right" if right else "left")
     digits = {
-        name: max((decimals(row[name]) for row in rows if isinstance(row[name], float)), default=0)
+        name: max((decimals(value) for row in rows if isinstance(value := row[name], float)), default=0)
         for name in (rows[0] if rows else ())
     }
     for row in rows:
