@@ -86,4 +86,4 @@ lock: .venv/.installed
 	$(BIN)/python tests/test_environment.py
 
 clean:
-	rm -rf _build .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage*
