@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,11 +35,11 @@ __all__ = [
 ]
 
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-LARGEST = 10_000  # pixels of a side that a file may ask for
 CIFAR10: dict[str, Any] = {
     "mean": (0.4914, 0.4822, 0.4465),
     "std": (0.2470, 0.2435, 0.2616),
 }  # of its 50,000 training images
+LARGEST = 10_000  # pixels of a side that a file may ask for
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,9 @@ class Network(nn.Module):
     classes  the names of its classes, once it has learnt them
     """
 
-    prepare: Preparation
-    classes: tuple[str, ...]
+    if TYPE_CHECKING:  # torch.jit.script would compile what it finds announced
+        prepare: Preparation
+        classes: tuple[str, ...]
 
 
 class ReportCNN(Network):
