@@ -5,7 +5,8 @@
 Each network as PyTorch in float32, bfloat16 and float16, and as ONNX in float32 and in eight bits (static, a scale for
 each output channel of a layer, calibrated on training images; with weights in eight bits, and in seven). Times are of
 one thread, and of its processor alone, so that what else the machine does counts less: all forms in turn, round after
-round, and of each the median. Rows go to data/records/small-devices.
+round, and of each the median. Rows go to data/records/small-devices-avx2 or -avx512, by the vector instructions that
+PyTorch finds.
 """
 
 import logging
@@ -29,7 +30,8 @@ from gradcam_lib.batches import in_order
 from gradcam_lib.decoded import decode
 from gradcam_lib.records import describe_machine, records_folder, write_record
 
-RECORD = records_folder() / "small-devices"
+INSTRUCTIONS = torch.backends.cpu.get_cpu_capability()
+RECORD = records_folder() / f"small-devices-{INSTRUCTIONS.lower()}"
 NETWORKS = {  # name: data set, test images, calibration images, sizes of a batch, rounds
     "cifar10-report-50": ("cifar10", 1_000, 500, (1, 64), 9),
     "cifar10-fast": ("cifar10", 500, 500, (1, 64), 5),  # a processor without 16-bit arithmetic takes 0.1 s a picture
@@ -136,7 +138,7 @@ def main():
             print(
                 {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}, flush=True
             )
-    about = describe_machine(torch.device("cpu"))
+    about = describe_machine(torch.device("cpu")) | {"instructions": INSTRUCTIONS}
     about["versions"] |= {name: version(name) for name in ("onnx", "onnxruntime", "onnxscript")}
     write_record(
         RECORD, {"command": "OMP_NUM_THREADS=1 python benchmarks/devices.py", **about}, pd.DataFrame(rows).round(4)
