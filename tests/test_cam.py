@@ -201,6 +201,8 @@ def test_heatmaps_have_the_images_size_and_a_stated_scale(net, images):
     assert torch.allclose(batch / batch.amax((1, 2), keepdim=True), heat)
     raw = result.heatmaps(normalize=None)
     assert torch.allclose(raw / raw.amax(), batch)
+    with pytest.raises(ValueError, match="not 'pixel'"):
+        result.heatmaps(normalize="pixel")
 
 
 def test_a_map_that_is_zero_everywhere_is_said_to_be():
@@ -233,7 +235,14 @@ def test_a_map_that_is_constant_and_positive_stays_visible():
         ({"targets": [1, 2]}, "2 targets for 3 images"),
         ({"targets": [1.0, 2.0, 3.0]}, "the number of a class or its name, not 1.0"),
         ({"targets": "cat"}, "Set model.classes"),
+        ({"targets": [[1], [1, 2], [3]]}, "different numbers of targets"),
+        ({"targets": [[], [], []]}, "There are no targets"),
+        ({"targets": lambda logits: logits.sum()}, r"must return one score an image, \(3,\)"),
         ({"method": "gradcam"}, "no method 'gradcam'. Did you mean: grad-cam"),
+        ({"method": "full-grad", "layer": "features.conv3"}, "looks at the whole network and not at one layer"),
+        ({"strongest": 5}, "leave out strongest="),
+        ({"layer": 3}, "a name, a module, or a negative number, not 3"),
+        ({"reshape": "nhwc"}, "There is no reshape 'nhwc'"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_sentence(net, images, arguments, message):

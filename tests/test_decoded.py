@@ -279,3 +279,15 @@ def test_two_processes_at_once_decode_them_once(photographs, cache, tmp_path):
     for child in children:
         child.join()
     assert [child.exitcode for child in children] == [0, 0, 0] and (tmp_path / "asked").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "cifar10-fast"}, "'cifar10-fast' is for CIFAR and shapes, not for Caltech-101"),
+        ({"all_images": True}, "all_images is for CIFAR and shapes; Caltech-101 keeps its parts"),
+    ],
+)
+def test_what_is_for_small_images_alone_is_refused_for_photographs(photographs, change, message):
+    with pytest.raises(ValueError, match=message):
+        gc.train(replace(RECIPE, image_size=32, **change), data=photographs, device="cpu", progress=False)

@@ -18,7 +18,7 @@ from PIL import ExifTags, Image
 
 import gradcam_lib as gc
 from gradcam_lib import quality
-from gradcam_lib.datasets import DATASETS, ArrayDataset, DatasetError, Splits
+from gradcam_lib.datasets import DATASETS, ArrayDataset, DatasetError, FolderSplit, Splits
 from gradcam_lib.quality import (
     Fingerprints,
     describe,
@@ -269,7 +269,8 @@ def test_a_named_set_of_files_leaves_out_what_is_no_class_of_it(tmp_path, monkey
     folder_of(tmp_path, {f"101_ObjectCategories/{c}/{k}.png": file_of(picture(10 * ord(c[0]) + k))
                          for c in ("ant", "bee", "BACKGROUND_Google") for k in range(2)})  # fmt: skip
     whole = SimpleNamespace(root=tmp_path, categories=["ant", "bee"])
-    monkeypatch.setattr(quality, "load_dataset", lambda name: SimpleNamespace(train=SimpleNamespace(dataset=whole)))
+    train = FolderSplit(whole, np.array([0]), np.array([0, 1]), whole.categories)
+    monkeypatch.setattr(quality, "load_dataset", lambda name: SimpleNamespace(train=train))
     found = describe("caltech101")
     assert found.source == "caltech101"
     assert found.classes["pictures"].to_dict() == {"ant": 2, "bee": 2}

@@ -237,13 +237,34 @@ def test_the_bar_starts_at_what_is_done(net, tmp_path, capsys):
     assert capsys.readouterr().err.lstrip("\r").startswith("explaining:  50%")
 
 
+class Counted(Pictures):
+    """Counts, for all processes, how many of its images have been read."""
+
+    def __init__(self, count):
+        super().__init__(count)
+        self.read = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def __getitem__(self, i):
+        item = super().__getitem__(i)
+        self.read += 1
+        return item
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_reading_overlaps_the_computing(net, tmp_path, num_workers):
-    """Twelve batches that take 0.1 s to read and 0.1 s to compute: one after the other, that would be 2.4 s."""
-    net.register_forward_hook(lambda *_: time.sleep(0.1))
-    began = time.perf_counter()
-    stream(net, Pictures(96, seconds=0.0125), tmp_path, batch_size=8, shard_size=96, num_workers=num_workers, layer="4")
-    assert time.perf_counter() - began < 1.9
+    """While each batch is computed, images of the next one are read: the computing waits here until some have been."""
+    data, computed = Counted(96), []
+
+    def waits(*_):
+        computed.append(8)
+        end = time.monotonic() + 30
+        while data.read < min(sum(computed) + 1, 96):
+            assert time.monotonic() < end, f"nothing was read while images up to {sum(computed)} were computed"
+            time.sleep(0.001)
+
+    net.register_forward_hook(waits)
+    stream(net, data, tmp_path, batch_size=8, shard_size=96, num_workers=num_workers, layer="4")
+    assert sum(computed) == 96
 
 
 # --- images that cannot be read ---
