@@ -241,7 +241,7 @@ def test_a_map_that_is_constant_and_positive_stays_visible():
         ({"method": "gradcam"}, "no method 'gradcam'. Did you mean: grad-cam"),
         ({"method": "full-grad", "layer": "features.conv3"}, "looks at the whole network and not at one layer"),
         ({"strongest": 5}, "leave out strongest="),
-        ({"layer": 3}, "a name, a module, or a negative number, not 3"),
+        ({"layer": 3.5}, "a name, a module, or a negative number, not 3.5"),
         ({"reshape": "nhwc"}, "There is no reshape 'nhwc'"),
     ],
 )

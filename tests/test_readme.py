@@ -9,7 +9,8 @@ ROW = re.compile(r"\| (.+?) \| (.+?) \| `([\w/]+\.py)::(\w+)` \|")
 
 
 def test_every_test_that_the_table_names_is_there():
-    lines = [line for line in (HERE / "README.md").read_text().splitlines() if line.startswith("| ")]
+    text = (HERE / "README.md").read_text().partition("## What no test runs")[0]
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
     rows = [ROW.fullmatch(line) for line in lines if not line.startswith(("| what goes wrong", "| what is killed"))]
     assert all(rows) and len(rows) >= 60
     for file in {row[3] for row in rows}:
