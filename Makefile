@@ -75,7 +75,7 @@ notebooks: .venv/.installed data/cache/cifar10/about.json
 
 # The fuzzer is for Linux alone, so it is no part of the pinned environment.
 fuzz: .venv/.installed
-	VIRTUAL_ENV=.venv $(UV) pip install --quiet atheris==3.0.0
+	VIRTUAL_ENV=.venv $(UV) pip install --quiet 'atheris>=3'
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(or $(FUZZ_SECONDS),600)
 
 lint: .venv/.installed

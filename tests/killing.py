@@ -11,9 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tqdm import tqdm
 
-fork = multiprocessing.get_context("fork")  # a child has PyTorch from its parent, and need not import it
+
+class NoFork:
+    def __getattr__(self, name):
+        pytest.skip("processes cannot be forked here")
+
+
+# A forked child has PyTorch from its parent, and need not import it.
+fork = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_start_methods() else NoFork()
 
 
 def in_child(job, *arguments, kill_after=None) -> int:
