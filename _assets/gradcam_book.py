@@ -220,6 +220,16 @@ def duration(seconds):
     return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
 
+def list_every_page(app, exception):
+    """In the sitemap, which would have the pages that this build has written, and not those that are there already."""
+    links = app.sitemap_links
+    while not links.empty():
+        links.get()
+    for page in sorted(app.env.found_docs):
+        if f"{page}.html" not in app.config.sitemap_excludes:
+            links.put((f"{page}.html", None))
+
+
 def setup(app):
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-docstring", docstring_as_written)
@@ -229,6 +239,7 @@ def setup(app):
     app.connect("html-page-context", defer_katex)
     app.connect("build-finished", embed_fonts)
     app.connect("build-finished", make_explore)
+    app.connect("build-finished", list_every_page, priority=400)  # before the sitemap is written
     app.connect("html-page-context", mend_roles)
     app.connect("html-page-context", size_pictures)
     app.connect("doctree-resolved", add_when_executed)

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .architectures import Network
 from .optimizers import build_optimizers
 from .recipes import Recipe
-from .records import replacing
+from .records import write_tensors
 from .stored import reading
 
 __all__ = ["State", "TrainingError", "best_epoch", "ends_the_run"]
@@ -84,8 +83,8 @@ class State:
         tensors = {f"{part}/{name}": t.contiguous() for part, named in parts.items() for name, t in named.items()}
         about = {"recipe": asdict(self.recipe), "history": self.history, "step": self.step, "sums": self.sums}
         about["scaler"] = self.scaler.state_dict()
-        with ends_the_run(), replacing(file) as scratch:
-            save_file(tensors, scratch, metadata={name: json.dumps(value) for name, value in about.items()})
+        with ends_the_run():
+            write_tensors(file, tensors, {name: json.dumps(value) for name, value in about.items()})
 
     def resume(self, file: Path) -> None:
         """Go on from a checkpoint, where there is one. Raises ValueError for a damaged one, or another recipe's."""

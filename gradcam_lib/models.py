@@ -20,7 +20,6 @@ from urllib.error import HTTPError, URLError
 import torch
 from filelock import FileLock
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from .architectures import (
@@ -35,7 +34,7 @@ from .architectures import (
 from .faults import cannot_write
 from .own_models import no_code_in_pickles, own_model
 from .recipes import RECIPES
-from .records import records_folder, replacing, scratch_beside
+from .records import records_folder, scratch_beside, write_tensors
 from .stored import names, read_json, reading
 
 __all__ = ["WeightsError", "load_model", "load_pretrained", "round_to_half", "save_model"]
@@ -229,19 +228,7 @@ def save_model(model: Network, file: Path, *, architecture: str, classes: Iterab
     about = {"architecture": architecture, "outputs": str(len(classes)), "classes": json.dumps(classes)}
     about["prepare"] = json.dumps(asdict(model.prepare))  # a recipe may have trained it at another size than its own
     state = {name: tensor.detach().half().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    with replacing(file) as scratch:
-        save_file(state, scratch, metadata=about)
-        _in_order(scratch)
-
-
-def _in_order(file: Path) -> None:
-    """Sort the metadata of a safetensors file, which come in an order drawn by chance: the same bytes every time."""
-    with open(file, "rb+") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        opened.seek(8)
-        opened.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length))
+    write_tensors(file, state, about)
 
 
 def round_to_half(model: Module) -> Module:

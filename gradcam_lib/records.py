@@ -20,6 +20,7 @@ from uuid import uuid4
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import save_file
 
 from .faults import writing
 from .recipes import RECIPES, REPORTED
@@ -34,6 +35,7 @@ __all__ = [
     "read_record",
     "records_folder",
     "write_record",
+    "write_tensors",
 ]
 
 
@@ -183,6 +185,27 @@ def replacing(file: Path) -> Iterator[Path]:
             os.replace(scratch, file)
         finally:
             scratch.unlink(missing_ok=True)
+
+
+def write_tensors(file: Path, tensors: dict[str, torch.Tensor], about: dict[str, str]) -> None:
+    """A safetensors file, with metadata: whole or not there. Raises OSError where it cannot be written.
+
+    The library fills a temporary file of its own beside the one that it is asked for, and a killed run would leave it.
+    """
+    with replacing(file) as scratch, scratch_beside(file) as folder:
+        save_file(tensors, folder / file.name, metadata=about)
+        _in_order(folder / file.name)
+        os.replace(folder / file.name, scratch)
+
+
+def _in_order(file: Path) -> None:
+    """Sort the metadata of a safetensors file, which come in an order drawn by chance: the same bytes every time."""
+    with open(file, "rb+") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        opened.seek(8)
+        opened.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length))
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

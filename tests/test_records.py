@@ -1,12 +1,15 @@
 """The ledger: what is measured, what is not, and that the README says the same."""
 
 import json
+import os
+import signal
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from killing import in_child
 
 import gradcam_lib as gc
 from gradcam_lib import records
@@ -131,3 +134,22 @@ def test_a_full_disk_leaves_the_record_that_was_there(tmp_path, full_disk):
         write_record(tmp_path, {"recipe": "another"}, pd.DataFrame({"epoch": range(5000)}))
     assert read_record(tmp_path).run == {"recipe": "mine"} and len(read_record(tmp_path).history) == 1
     assert sorted(f.name for f in tmp_path.iterdir()) == ["history.csv", "run.json"]
+
+
+def test_tensors_that_a_killed_run_was_writing_are_cleared_away_by_the_next(tmp_path, monkeypatch):
+    """As safetensors does: a temporary file of its own, beside the one that it is asked for."""
+    file, tensors = tmp_path / "weights.safetensors", {"w": torch.ones(3)}
+
+    def dies(tensors, place, metadata):
+        (place.parent / ".tmpAbCdEf").write_bytes(b"half of it")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "save_file", dies)
+        assert in_child(records.write_tensors, file, tensors, {}) == -signal.SIGKILL
+    assert not file.exists()
+    records.write_tensors(file, tensors, {"b": "2", "a": "1"})
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    content = file.read_bytes()
+    records.write_tensors(file, tensors, {"a": "1", "b": "2"})
+    assert file.read_bytes() == content
