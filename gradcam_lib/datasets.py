@@ -37,7 +37,7 @@ from . import shapes
 from .faults import disk_is_full, writing
 from .npm import member, npm_pack
 from .records import appearing
-from .stored import names, read_array, read_json, reading
+from .stored import names, printable, read_array, read_json, reading
 
 if TYPE_CHECKING:
     from .decoded import DecodedPictures
@@ -227,7 +227,7 @@ def picture_at(folder: Dataset[tuple[Any, int]], i: int) -> tuple[Any, int]:
     """Item i of one of torchvision's data sets of files. Raises DatasetError where its file is missing or damaged."""
     try:
         return folder[i]
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # of Pillow
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # of Pillow
         where = getattr(folder, "root", "the data set")
         raise DatasetError(
             f"Picture {i} of {where} is damaged ({error}). Delete that folder and load it again."
@@ -339,7 +339,7 @@ def verify(name: str) -> str:
         whole = _open_arrays(info, folder, about["classes"], None)
         sha256 = array_digest(whole.data, whole.targets)
     if sha256 != about["sha256"]:
-        raise _damaged(info, folder, f"its SHA-256 is {sha256}, not {about['sha256']}")
+        raise _damaged(info, folder, f"its SHA-256 is {sha256}, not {printable(str(about['sha256']))}")
     return sha256
 
 
@@ -564,7 +564,7 @@ class _Arrays(pickle.Unpickler):
             ("numpy.core.multiarray", "_reconstruct"),
             ("_codecs", "encode"),  # bytes, as Python 3 writes them for Python 2
         }:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and could run code")
+            raise pickle.UnpicklingError(f"it asks for {printable(f'{module}.{name}')}, and could run code")
         return super().find_class(module, name)
 
 

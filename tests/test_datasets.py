@@ -524,6 +524,12 @@ def test_batches_that_would_run_code_are_refused(cache, small, tmp_path, monkeyp
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_name_that_a_pickle_asks_for_is_escaped():
+    odd = b"\x80\x04\x8c\x03o\x00s\x8c\x01f\x93."  # the function f of a module whose name has a null byte
+    with pytest.raises(pickle.UnpicklingError, match=r"it asks for o\\x00s\.f, and"):
+        datasets._Arrays(io.BytesIO(odd)).load()
+
+
 @pytest.mark.parametrize("harm", ["missing", "truncated", "tampered"])
 def test_harmed_official_batches_are_named(cache, small, tmp_path, monkeypatch, harm):
     user = write_batches(tmp_path / "user", *small, monkeypatch)
@@ -645,6 +651,11 @@ def test_tampered_pixels_of_a_stored_set_are_found_by_their_digest(cache, small,
     np.save(cache / "cifar10" / "images.npy", images)
     with pytest.raises(DatasetError, match=f"SHA-256 is {array_digest(images, small[1])}, not {digest}.*Delete"):
         datasets.verify("cifar10")
+    about = cache / "cifar10" / "about.json"
+    about.write_text(about.read_text().replace(digest, "\\ud800"))
+    with pytest.raises(DatasetError, match=r"not \\ud800") as told:
+        datasets.verify("cifar10")
+    assert str(told.value).isprintable()
 
 
 def vast_gif():
@@ -654,13 +665,19 @@ def vast_gif():
     return content[:6] + struct.pack("<HH", 60_000, 60_000) + content[10:]
 
 
+def short_png():
+    """With a header of four bytes, of which Pillow says a ValueError."""
+    header = b"IHDR" + struct.pack(">I", 4)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 4) + header + struct.pack(">I", zlib.crc32(header))
+
+
 def test_a_harmed_picture_of_a_stored_set_is_named(caltech, cache):
     caltech(each=2)
     found = gc.load_dataset("caltech256")
     part = next(part for part in (found.train, found.validation, found.test) if 20 in part.indices)
     i = int(np.flatnonzero(part.indices == 20)[0])
     file = sorted((cache / "caltech256").rglob("*.jpg"))[20]
-    for harm in (file.read_bytes()[:400], b"<html>", vast_gif(), None):
+    for harm in (file.read_bytes()[:400], b"<html>", vast_gif(), short_png(), None):
         file.unlink() if harm is None else file.write_bytes(harm)
         with pytest.raises(DatasetError, match="Picture 20 of .*caltech256 is damaged .*Delete that folder and load"):
             part[i]
