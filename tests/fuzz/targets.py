@@ -49,6 +49,7 @@ from gradcam_lib import records as records_module
 from gradcam_lib.architectures import Preparation, build_model
 from gradcam_lib.datasets import DATASETS, DatasetError, FolderSplit, Splits
 from gradcam_lib.images import ImageError, load_image
+from gradcam_lib.layers import output_of
 from gradcam_lib.recipes import Recipe
 
 from .formats import files_of, folder_of
@@ -498,7 +499,7 @@ def works(model: nn.Module) -> None:
     assert isinstance(model.prepare, Preparation)
     assert getattr(model, "classes", None) is None or all(isinstance(name, str) for name in model.classes)
     with torch.no_grad():
-        model(model.prepare(np.zeros((9, 9, 3), np.uint8)))
+        output_of(model, model.prepare(np.zeros((9, 9, 3), np.uint8)))  # or says which images it takes
 
 
 @target(model_files, ValueError)
