@@ -157,8 +157,10 @@ class Evidence:
         terms = [(module, g * bias) for module, _, bias, g in parts]
         total = (self.dx(t, l) * self.x(t, l)).flatten(1).sum(1) + sum(term.flatten(1).sum(1) for _, term in terms)
         # Everything was rounded, so of a score that large terms leave by cancelling, a part is lost without any fault.
-        sizes = [(torch.finfo(y.dtype).eps, (g * y).abs() + (g * bias).abs()) for _, y, bias, g in parts]
-        rounding = sum(eps * size.flatten(1).sum(1) for eps, size in sizes)
+        rounding = sum(
+            torch.finfo(y.dtype).eps * ((g * y).abs() + term.abs()).flatten(1).sum(1)
+            for (_, y, _, g), (_, term) in zip(parts, terms, strict=True)
+        )
         missing = ((self.z(t, l) - total).abs() - 8 * rounding) / self.z(t, l).abs()
         self.incomplete = max(self.incomplete, missing.max().item())
         return [channels_first(module, term) for module, term in terms if term.ndim == 4]
